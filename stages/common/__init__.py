@@ -1,0 +1,1 @@
+"""The pipeline's nouns: small modules that the stages share and that know no stage."""

@@ -1,0 +1,97 @@
+"""Files: rows in, rows out, and every output whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.common.errors import PipelineError
+
+Row = dict[str, Any]
+
+
+def parse_rows(text: str, where: str) -> list[Row]:
+    """Parse JSON lines: one object a line, blank lines ignored.
+
+    Raises PipelineError naming `where`, the line number and what was found there.
+    """
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PipelineError(
+                f"{where}:{number}: {line[:60]!r}; expected a JSON object ({error.msg})"
+            ) from None
+        if not isinstance(row, dict):
+            raise PipelineError(f"{where}:{number}: {line[:60]!r}; expected a JSON object")
+        rows.append(row)
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a JSON lines file; raises PipelineError if it is missing, not UTF-8 or malformed."""
+    return parse_rows(read_text(path), str(path))
+
+
+def read_json(path: Path) -> Row:
+    """Read one JSON object from a file."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise PipelineError(f"{path}: {error}; expected one JSON object") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{path}: {type(value).__name__}; expected one JSON object")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file; raises PipelineError if it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; expected a file (an earlier stage writes it)") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: byte {error.start} is not UTF-8; expected UTF-8 text") from None
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` for a file or a folder; rename it to `path` on success only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    _remove(temporary)
+    try:
+        yield temporary
+        _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, one object a line, in the order given."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented, keys in the order given."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

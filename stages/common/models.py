@@ -1,0 +1,52 @@
+"""Models on disk: what a usable folder holds, and how one is loaded for inference."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.common.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require(folder: Path) -> None:
+    """Raise PipelineError unless `folder` holds a configuration, a tokenizer and safetensors weights."""
+    for pattern, what in (
+        ("config.json", "a configuration"),
+        ("tokenizer*.json", "a tokenizer"),
+        ("*.safetensors", "weights as safetensors"),
+    ):
+        if not any(folder.glob(pattern)):
+            found = ", ".join(sorted(path.name for path in folder.glob("*"))[:5]) or "nothing"
+            raise PipelineError(f"{folder}: no {pattern}; found {found}; expected a model folder with {what}")
+
+
+def device() -> str:
+    """`cuda` where there is one, otherwise `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compute_dtype() -> "torch.dtype":
+    """bfloat16 on the CPU and on GPUs that have it (capability 8.0 and up), float16 on older ones."""
+    import torch
+
+    if device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0):
+        return torch.bfloat16
+    return torch.float16
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Load model and tokenizer for inference, without any code from the folder.
+
+    Raises PipelineError when the folder is not a model.
+    """
+    require(folder)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        raise PipelineError(f"{folder}: the tokenizer has no chat template; expected an instruct model")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(), use_safetensors=True)
+    return model.to(device()).eval(), tokenizer

@@ -1,0 +1,86 @@
+"""What is asked and how: questions and the strict verdict line, one wording for training and evaluation."""
+
+import re
+from dataclasses import dataclass
+
+FENCES = {"python", "javascript", "php", "c", "java"}  # languages named on a code fence; others stay blank
+
+# The reference's prompt format as a chat template, so that a model folder carries its own format.
+ALPACA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] + '\\n\\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '### Response:\\n' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first line of a review: `VULNERABLE CWE-89` or `SAFE`."""
+
+    vulnerable: bool
+    cwe: str = ""
+
+
+def fenced(code: str, language: str = "") -> str:
+    """Code as a Markdown block."""
+    return f"```{language if language in FENCES else ''}\n{code.strip(chr(10))}\n```"
+
+
+def with_input(instruction: str, given: str) -> str:
+    """An instruction and its optional input as one message, in the reference's layout."""
+    return f"{instruction}\n\n### Input:\n{given}" if given else instruction
+
+
+def detect(code: str, language: str) -> str:
+    """Ask for a verdict on one snippet; the same words for both twins of a pair."""
+    return (
+        "Is this code secure? Answer SAFE, or VULNERABLE and the CWE, on the first line. "
+        f"Then give the reason.\n\n{fenced(code, language)}"
+    )
+
+
+def fix(code: str, language: str) -> str:
+    """Ask for the corrected code."""
+    return f"Fix the security weakness in this code.\n\n{fenced(code, language)}"
+
+
+def explain(code: str, language: str) -> str:
+    """Ask which weakness a snippet has."""
+    return f"Name the security weakness in this code and explain it.\n\n{fenced(code, language)}"
+
+
+def complete(code: str) -> str:
+    """Ask for the body of a Python function that is given by its signature and docstring."""
+    return f"Complete this Python function.\n\n{fenced(code, 'python')}"
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Write a verdict: `verdict_line(Verdict(True, "CWE-89")) == "VULNERABLE CWE-89"`."""
+    return f"VULNERABLE {verdict.cwe}".strip() if verdict.vulnerable else "SAFE"
+
+
+def parse_verdict(answer: str) -> Verdict | None:
+    """Read the verdict from an answer's first line, or None when that line is anything else.
+
+    Strict on purpose: `SAFE`, `VULNERABLE` and `VULNERABLE CWE-<n>` with an optional full stop, in any
+    case, and nothing before or after on the line. Words further down never count.
+
+    >>> parse_verdict("VULNERABLE CWE-89\\nThe name is pasted into the SQL.")
+    Verdict(vulnerable=True, cwe='CWE-89')
+    >>> parse_verdict("The code is SAFE") is None
+    True
+    """
+    line = answer.strip().split("\n", 1)[0].strip()
+    match = re.fullmatch(r"(?:(SAFE)|(VULNERABLE)(?: (CWE-[1-9]\d{0,3}))?)\.?", line, re.IGNORECASE)
+    if match is None:
+        return None
+    return Verdict(vulnerable=match[2] is not None, cwe=(match[3] or "").upper())
+
+
+def code_block(answer: str) -> str:
+    """The first fenced block of an answer, up to the end when the fence is not closed, or the whole answer."""
+    match = re.search(r"```[\w+#-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, re.DOTALL)
+    return match[1] if match else answer

@@ -1,0 +1,56 @@
+"""The two row types that travel through the data stages, and their way in and out of JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from stages.common.errors import PipelineError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a source after parsing, whatever its upstream schema was.
+
+    A sample with `vulnerable` code is a pair: `output` is its fixed twin.
+    """
+
+    id: str  # "<source>/<row number in data/raw, from 0>"
+    source: str
+    licence: str  # SPDX identifier
+    language: str  # lower case, "" when unknown
+    instruction: str
+    input: str
+    output: str
+    vulnerable: str = ""
+    cwe: str = ""  # "CWE-89", "" when unknown
+    weakness: str = ""  # one sentence: what is wrong with `vulnerable`
+    remedy: str = ""  # one sentence: why `output` is right
+    test: str = ""  # Python that proves `output` when run after it
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example: a user's message and the assistant's answer."""
+
+    id: str  # "<sample id>/<kind>"
+    group: str  # sample id: examples of one group never straddle a split
+    source: str
+    licence: str
+    kind: str  # the converter's name, with the side for pairs
+    prompt: str
+    completion: str
+
+
+def to_row(record: Sample | Example) -> dict[str, Any]:
+    """A record as a plain dictionary, keys in field order."""
+    return asdict(record)
+
+
+def from_row(cls: type[T], row: Mapping[str, Any], where: str) -> T:
+    """Rebuild a record from a dictionary; raises PipelineError when the keys are not exactly the fields."""
+    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if set(row) != names:
+        raise PipelineError(f"{where}: keys {sorted(row)}; expected {sorted(names)}")
+    return cls(**row)

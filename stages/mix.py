@@ -1,0 +1,186 @@
+"""Mix the converted sources into one training set, without a trace of any benchmark.
+
+In: data/converted/ (the sources named in `mix.weights`), data/benchmarks/ and HumanEval. Out:
+data/mixed/train.jsonl, data/mixed/valid.jsonl and the composition in reports/mix.json.
+Promises: a group never straddles the split; every removed example is counted; same seed, same bytes.
+
+    python -m stages.mix
+"""
+
+import argparse
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.common import files, suites
+from stages.common.errors import PipelineError, run
+from stages.common.params import load, params
+from stages.common.records import Example, from_row, to_row
+
+CONVERTED = Path("data/converted")
+MIXED = Path("data/mixed")
+REPORT = Path("reports/mix.json")
+
+SHORTEST = 30  # characters of a normalised benchmark text that is also looked for inside longer texts
+
+Groups = dict[str, list[Example]]
+
+
+@params
+class MixParams:
+    """How much of each source, and in which order."""
+
+    seed: int
+    rows: Annotated[int, Field(ge=1)]  # examples wanted in all, training and validation together
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative, by source
+    valid_share: Annotated[float, Field(ge=0, lt=1)]  # of the mixed examples
+
+
+def quotas(weights: dict[str, float], rows: int) -> dict[str, int]:
+    """Split `rows` by weight, rounded by largest remainder so that the sum is exact.
+
+    >>> quotas({"coding": 3.0, "fixes": 1.0}, 10)
+    {'coding': 8, 'fixes': 2}
+    """
+    total = sum(weights.values())
+    if total <= 0:
+        raise PipelineError(f"mix.weights: they sum to {total}; expected more than 0 (params.yaml)")
+    exact = {source: rows * weight / total for source, weight in weights.items()}
+    counts = {source: int(share) for source, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda source: (counts[source] - exact[source], source))
+    for source in by_remainder[: rows - sum(counts.values())]:
+        counts[source] += 1
+    return counts
+
+
+def normalised(text: str) -> str:
+    """Letters, digits and what separates them: case, punctuation and layout do not hide a copy."""
+    return " ".join(re.findall(r"[a-z0-9_]+", text.lower()))
+
+
+def benchmark_texts(tasks: list[suites.Task]) -> set[str]:
+    """The normalised texts that training must not contain: each task's question, code and test."""
+    texts = (text for task in tasks for text in (task.prompt, _snippet(task.prompt), task.code, task.test))
+    return {text for text in map(normalised, texts) if text}
+
+
+def _snippet(prompt: str) -> str:
+    """The code inside a prompt, which is what a training row would repeat."""
+    blocks = re.findall(r"```\w*\n(.*?)```", prompt, re.DOTALL)
+    return "\n".join(blocks)
+
+
+def contaminated(example: Example, texts: set[str], long_texts: list[str]) -> bool:
+    """Whether a benchmark text equals one of the example's texts, or stands inside them when long enough."""
+    parts = (example.prompt, _snippet(example.prompt), example.completion, _snippet(example.completion))
+    if any(normalised(part) in texts for part in parts if part):
+        return True
+    whole = normalised(example.prompt + "\n" + example.completion)
+    return any(text in whole for text in long_texts)
+
+
+def decontaminate(groups: Groups, tasks: list[suites.Task]) -> tuple[Groups, list[str]]:
+    """Groups without any contaminated example, and the ids of the groups taken out."""
+    texts = benchmark_texts(tasks)
+    long_texts = sorted(text for text in texts if len(text) >= SHORTEST)
+    dirty = {
+        group for group, rows in groups.items() if any(contaminated(row, texts, long_texts) for row in rows)
+    }
+    return {group: rows for group, rows in groups.items() if group not in dirty}, sorted(dirty)
+
+
+def take(groups: Groups, quota: int, random_: random.Random) -> list[list[Example]]:
+    """Whole groups in a seeded order until the quota is met; the last group may pass it."""
+    order = sorted(groups)
+    random_.shuffle(order)
+    taken: list[list[Example]] = []
+    count = 0
+    for group in order:
+        if count >= quota:
+            break
+        taken.append(groups[group])
+        count += len(groups[group])
+    return taken
+
+
+def divide(
+    taken: list[list[Example]], share: float, random_: random.Random
+) -> tuple[list[Example], list[Example]]:
+    """Whole groups into training and validation, then each shuffled."""
+    groups = taken[:]
+    random_.shuffle(groups)
+    wanted = round(share * sum(map(len, groups)))
+    valid: list[Example] = []
+    while groups and len(valid) < wanted:
+        valid += groups.pop()
+    train = [example for group in groups for example in group]
+    random_.shuffle(train)
+    random_.shuffle(valid)
+    return train, valid
+
+
+def grouped(examples: list[Example]) -> Groups:
+    """Examples by their group."""
+    groups: Groups = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    return groups
+
+
+def read(source: str) -> list[Example]:
+    """The converted examples of a source."""
+    path = CONVERTED / f"{source}.jsonl"
+    return [from_row(Example, row, f"{path}:{number}") for number, row in enumerate(files.read_rows(path), 1)]
+
+
+def main() -> None:
+    """Mix all sources of `mix.weights`."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    chosen = load("mix", MixParams)
+    tasks = suites.load_all()
+
+    taken: list[list[Example]] = []
+    sources: dict[str, dict[str, int]] = {}
+    wanted = quotas(chosen.weights, chosen.rows)
+    for source in chosen.weights:
+        available = grouped(read(source))
+        clean, dirty = decontaminate(available, tasks)
+        part = take(clean, wanted[source], random.Random(f"{chosen.seed}/{source}"))
+        taken += part
+        sources[source] = {
+            "examples": sum(map(len, available.values())),
+            "contaminated": sum(len(available[group]) for group in dirty),
+            "wanted": wanted[source],
+            "mixed": sum(map(len, part)),
+        }
+    train, valid = divide(taken, chosen.valid_share, random.Random(chosen.seed))
+    if not train:
+        raise PipelineError(
+            f"mix.rows: {chosen.rows}; 0 training examples came of it, expected some (params.yaml)"
+        )
+
+    files.write_rows(MIXED / "train.jsonl", map(to_row, train))
+    files.write_rows(MIXED / "valid.jsonl", map(to_row, valid))
+    files.write_json(
+        REPORT,
+        {
+            "train": len(train),
+            "valid": len(valid),
+            "contaminated": sum(counts["contaminated"] for counts in sources.values()),
+            "sources": sources,
+            "kinds": dict(sorted(Counter(example.kind for example in train + valid).items())),
+        },
+    )
+    for source, counts in sources.items():
+        print(f"mix {source}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(f"mix: {len(train)} training and {len(valid)} validation examples")
+
+
+if __name__ == "__main__":
+    run(main)
