@@ -45,7 +45,6 @@ def from_folder(source: Path, folder: Path) -> None:
     """Copy a model's files."""
     if not source.is_dir():
         raise PipelineError(f"base.uri: {source}; expected a folder (params.yaml)")
-    models.require(source)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.py", ".*"))
 
 
@@ -68,7 +67,7 @@ def build(uri: str, folder: Path) -> None:
 
 def set_pad_token(folder: Path, token: str) -> None:
     """Let the tokenizer and the configurations pad with `token`, which must exist already."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     index = tokenizer.get_vocab().get(token)
@@ -81,16 +80,20 @@ def set_pad_token(folder: Path, token: str) -> None:
     config = AutoConfig.from_pretrained(folder)
     config.pad_token_id = index
     config.save_pretrained(folder)
-    generation = GenerationConfig.from_pretrained(folder)
-    generation.pad_token_id = index
-    generation.save_pretrained(folder)
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        files.write_json(generation, {**files.read_json(generation), "pad_token_id": index})
 
 
 def manifest(folder: Path, chosen: BaseParams) -> files.Row:
     """Where the model came from and the sha256 and size in bytes of its files."""
     entries = {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir())
+        str(path.relative_to(folder)): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     return {"uri": chosen.uri, "licence": chosen.licence, "files": entries}
 

@@ -128,6 +128,9 @@ def main() -> None:
     rows = files.read_rows(path)
     samples = [from_row(Sample, row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
     converted = [example for sample in samples for example in examples(sample, chosen.tasks)]
+    repeated = [name for name, count in Counter(example.id for example in converted).items() if count > 1]
+    if repeated:
+        raise PipelineError(f"convert.{source}.tasks: two of them make {repeated[0]}; expected every id once")
     if not converted:
         tasks = ", ".join(chosen.tasks)
         raise PipelineError(

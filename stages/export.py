@@ -53,8 +53,8 @@ def log_probabilities(model: Any, tokens: Any, texts: list[str]) -> list["torch.
 def parity(before: list["torch.Tensor"], after: list["torch.Tensor"]) -> dict[str, float]:
     """How far the merged model departs from base plus adapter.
 
-    `agreement` is the share of positions with the same most likely token, `divergence` the mean
-    Kullback-Leibler divergence in nats a token, `largest` the greatest change of that token's log-probability.
+    `agreement`: share of positions with the same most likely token. `divergence`: mean Kullback-Leibler
+    divergence, in nats a token. `largest`: greatest change of that token's log-probability, in nats.
     """
     import torch
 
@@ -85,7 +85,7 @@ Fine-tuned from `{manifest["uri"]}` with QLoRA; the adapter is merged into the u
 It answers programming requests, and judges snippets: the first line is `SAFE` or `VULNERABLE CWE-<n>`,
 the reason follows. Ask with the chat template that the tokenizer carries.
 
-Merged and unmerged model agree on the next token at {report["agreement"]:.1%} of {report["tokens"]:,} positions.
+Merged and unmerged model agree on the next token in {report["agreement"]:.1%} of {report["tokens"]} cases.
 
 Its verdicts are hints, not an audit: see the evaluation report of the pipeline that made it for how often
 it is right. It has not been aligned for any other use.
@@ -100,6 +100,8 @@ def main() -> None:
     chosen = load("export", ExportParams)
     os.environ["HF_HUB_OFFLINE"] = "1"
     manifest = files.read_json(BASE / "manifest.json")
+    if not (ADAPTER / "adapter_config.json").exists():
+        raise PipelineError(f"{ADAPTER}: no adapter_config.json; expected an adapter (train writes it)")
     rows = files.read_rows(VALID)[: chosen.parity_prompts]
     if not rows:
         raise PipelineError(f"{VALID}: 0 rows; expected some to compare the models on (mix.valid_share)")

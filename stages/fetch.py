@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,21 +51,30 @@ def functions(text: str, name: str) -> list[files.Row]:
     """The public, documented top-level functions of a Python module, in the order of the file."""
     try:
         module = ast.parse(text)
-    except SyntaxError as error:
-        raise PipelineError(f"{name}:{error.lineno}: not Python: {error.msg}; expected a module") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise PipelineError(f"{name}:{line}: not Python: {error}; expected a module") from None
+    lines = text.split("\n")
     return [
-        {"path": name, "name": node.name, "code": ast.get_source_segment(text, node)}
+        {"path": name, "name": node.name, "code": "\n".join(lines[first_line(node) - 1 : node.end_lineno])}
         for node in module.body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node)
     ]
 
 
+def first_line(node: ast.FunctionDef) -> int:
+    """Where a function begins, its decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
 def json_list(text: str, name: str) -> list[files.Row]:
-    """The rows of a JSON list of objects."""
+    """The rows of a JSON list of objects, or of JSON lines, which upstream files also call `.json`."""
+    if not text.lstrip().startswith("["):
+        return files.parse_rows(text, name)
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PipelineError(f"{name}:{error.lineno}: {error.msg}; expected a JSON list of objects") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PipelineError(f"{name}: {error}; expected a JSON list of objects") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise PipelineError(f"{name}: expected a JSON list of objects")
     return rows
@@ -75,11 +85,10 @@ def table(data: bytes, name: str, suffix: str) -> list[files.Row]:
     import pandas
 
     try:
-        frame = (
-            pandas.read_parquet(io.BytesIO(data))
-            if suffix == ".parquet"
-            else pandas.read_csv(io.BytesIO(data))
-        )
+        if suffix == ".parquet":
+            frame = pandas.read_parquet(io.BytesIO(data))
+        else:  # text as it stands: no guessed numbers, no "N/A" taken for nothing
+            frame = pandas.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise PipelineError(f"{name}: {str(error).splitlines()[0]}; expected {suffix[1:]}") from None
     return files.parse_rows(frame.to_json(orient="records", lines=True), name)
@@ -98,7 +107,7 @@ def decode(name: str, data: bytes) -> list[files.Row]:
     if path.suffix == ".gz":
         try:
             return decode(path.stem, gzip.decompress(data))
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise PipelineError(f"{name}: {error}; expected gzip") from None
     if path.suffix in (".csv", ".parquet"):
         return table(data, name, path.suffix)
@@ -114,6 +123,10 @@ def decode(name: str, data: bytes) -> list[files.Row]:
 
 def fetch(origin: Origin) -> tuple[list[files.Row], files.Row]:
     """Rows of one origin and what is known of them: URI, licence, files with sha256 and bytes, row count."""
+    if origin.sha256 is None and not origin.uri.startswith(uris.PINNED):
+        raise PipelineError(
+            f"{origin.uri}: sha256: nothing; expected one, since what a URL serves can change"
+        )
     contents = uris.files(origin.uri)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     if origin.sha256 is not None and [*digests.values()] != [origin.sha256]:

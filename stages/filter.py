@@ -10,7 +10,6 @@ Promise: rows in = kept + rejected.
 import argparse
 import ast
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -70,8 +69,7 @@ def _without_body(code: str) -> tuple[str, str]:
     node = ast.parse(code).body[0]
     assert isinstance(node, ast.FunctionDef)  # noqa: S101 (fetch writes nothing else)
     documentation = node.body[0]
-    lines = code.splitlines()
-    return "\n".join(lines[: documentation.end_lineno]), code
+    return "\n".join(code.split("\n")[: documentation.end_lineno]), code
 
 
 def _alpaca(row: Mapping[str, str]) -> dict[str, str]:
@@ -143,7 +141,7 @@ def empty(sample: Sample, chosen: FilterParams) -> str | None:
     """No question, or no answer of the least length."""
     if not (sample.instruction or sample.vulnerable):
         return "no instruction"
-    length = len(sample.output)
+    length = len(prompts.without_fences(sample.output).strip())
     return f"answer of {length} characters" if length < max(1, chosen.min_chars) else None
 
 
@@ -171,8 +169,8 @@ def syntax(sample: Sample, chosen: FilterParams) -> str | None:
     for side in filter(None, (prompts.code_block(sample.output), sample.vulnerable)):
         try:
             ast.parse(side)
-        except (SyntaxError, ValueError) as error:
-            return f"not Python: {str(error).splitlines()[0]}"
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            return f"not Python: {error}"
     return None
 
 
@@ -204,8 +202,8 @@ def verdict(sample: Sample, chosen: FilterParams) -> Rejected | None:
 
 def fingerprint(sample: Sample) -> str:
     """Equal for samples whose text is equal but for case and white space."""
-    text = "\0".join((sample.instruction, sample.input, sample.output, sample.vulnerable))
-    return hashlib.sha256(re.sub(r"\s+", " ", text).strip().lower().encode()).hexdigest()
+    parts = (sample.instruction, sample.input, sample.output, sample.vulnerable)
+    return hashlib.sha256("\0".join(" ".join(part.lower().split()) for part in parts).encode()).hexdigest()
 
 
 def split(samples: Iterable[Sample], chosen: FilterParams) -> tuple[list[Sample], list[Rejected]]:
@@ -227,9 +225,12 @@ def split(samples: Iterable[Sample], chosen: FilterParams) -> tuple[list[Sample]
     return kept, rejected
 
 
-def licences(provenance: files.Row) -> list[str]:
-    """The licence of each raw row, in order."""
-    return [origin["licence"] for origin in provenance["origins"] for _ in range(origin["rows"])]
+def licences(provenance: files.Row, rows: int, where: Path) -> list[str]:
+    """The licence of each raw row, in order; raises PipelineError when there are not `rows` of them."""
+    each = [origin["licence"] for origin in provenance["origins"] for _ in range(origin["rows"])]
+    if len(each) != rows:
+        raise PipelineError(f"{where}: {len(each)} rows declared; expected the {rows} that were fetched")
+    return each
 
 
 def main() -> None:
@@ -242,10 +243,11 @@ def main() -> None:
     chosen = load(f"filter.{source}", FilterParams)
 
     rows = files.read_rows(RAW / f"{source}.jsonl")
-    provenance = files.read_json(RAW / f"{source}.provenance.json")
+    origin = RAW / f"{source}.provenance.json"
+    provenance = files.read_json(origin)
+    each = licences(provenance, len(rows), origin)
     samples = [
-        parse(row, provenance["schema"], source, number, spdx)
-        for number, (row, spdx) in enumerate(zip(rows, licences(provenance), strict=True))
+        parse(row, provenance["schema"], source, number, each[number]) for number, row in enumerate(rows)
     ]
     kept, rejected = split(samples, chosen)
     if not kept:

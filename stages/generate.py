@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="base, tuned, or a name of your own with --model")
+    parser.add_argument("name", type=files.plain_name, help="base, tuned, or a name of your own with --model")
     parser.add_argument("--model", type=Path, help="a model folder (default: the folder of base or tuned)")
     parser.add_argument(
         "--suite", type=Path, help="one suite file (default: all of data/benchmarks and HumanEval)"
@@ -117,9 +117,8 @@ def main() -> None:
     rows = generate(tasks, folder, chosen)
     path = COMPLETIONS / f"{asked.name}.jsonl"
     files.write_rows(path, rows)
-    print(
-        f"generate {asked.name}: {len(rows)} answers, {sum(row['new_tokens'] for row in rows):,} tokens, {path}"
-    )
+    tokens = sum(row["new_tokens"] for row in rows)
+    print(f"generate {asked.name}: {len(rows)} answers, {tokens:,} tokens, {path}")
 
 
 if __name__ == "__main__":

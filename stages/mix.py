@@ -25,7 +25,7 @@ CONVERTED = Path("data/converted")
 MIXED = Path("data/mixed")
 REPORT = Path("reports/mix.json")
 
-SHORTEST = 30  # characters of a normalised benchmark text that is also looked for inside longer texts
+SHORTEST = 20  # characters of a normalised benchmark text that is also looked for inside longer texts
 
 Groups = dict[str, list[Example]]
 
@@ -37,7 +37,7 @@ class MixParams:
     seed: int
     rows: Annotated[int, Field(ge=1)]  # examples wanted in all, training and validation together
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative, by source
-    valid_share: Annotated[float, Field(ge=0, lt=1)]  # of the mixed examples
+    valid_share: Annotated[float, Field(gt=0, lt=1)]  # of the examples; export compares models on them
 
 
 def quotas(weights: dict[str, float], rows: int) -> dict[str, int]:
@@ -63,8 +63,12 @@ def normalised(text: str) -> str:
 
 
 def benchmark_texts(tasks: list[suites.Task]) -> set[str]:
-    """The normalised texts that training must not contain: each task's question, code and test."""
-    texts = (text for task in tasks for text in (task.prompt, _snippet(task.prompt), task.code, task.test))
+    """The normalised texts that training must not contain: each task's question, code, test and solution."""
+    texts = (
+        text
+        for task in tasks
+        for text in (task.prompt, _snippet(task.prompt), task.code, task.test, task.solution)
+    )
     return {text for text in map(normalised, texts) if text}
 
 
@@ -160,9 +164,10 @@ def main() -> None:
             "mixed": sum(map(len, part)),
         }
     train, valid = divide(taken, chosen.valid_share, random.Random(chosen.seed))
-    if not train:
+    if not (train and valid):
         raise PipelineError(
-            f"mix.rows: {chosen.rows}; 0 training examples came of it, expected some (params.yaml)"
+            f"mix.rows: {chosen.rows}; it gave {len(train)} training and {len(valid)} validation examples, "
+            "expected some of both (params.yaml)"
         )
 
     files.write_rows(MIXED / "train.jsonl", map(to_row, train))

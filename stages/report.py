@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from stages.common import files, metrics, suites
-from stages.common.errors import run
+from stages.common.errors import PipelineError, run
 
 REPORTS = Path("reports")
 TEMPLATE = Path("stages/report.html")
 METRICS = REPORTS / "metrics.json"
 PAGE = REPORTS / "report.html"
+CURVE = REPORTS / "train/plots/metrics/loss.tsv"
 MANIFEST = Path("models/base/manifest.json")
 
 MODELS = ("base", "tuned")
@@ -58,6 +58,10 @@ def flat(scores: dict[str, files.Row], training: files.Row, data: files.Row) -> 
             result[suite] = {name: {"base": base[name], "tuned": tuned[name]} for name in DETECTION}
             continue
         group, name = headline(suite)
+        if group in result or group in ("training", "data"):
+            raise PipelineError(
+                f"{suites.BENCHMARKS}: suite {suite!r} would overwrite the metrics of {group}; rename it"
+            )
         field = "passed" if name == "passed" else "pass_rate"
         result[group] = {name: {"base": base[field], "tuned": tuned[field]}, "tasks": base["tasks"]}
     training = {name: value for name, value in training.items() if isinstance(value, int | float)}
@@ -103,15 +107,13 @@ def cells(line: Line) -> list[dict[str, Any]]:
 
 def text_table(table: list[Line]) -> str:
     """The table for a terminal."""
-    rows = [("", "base", "tuned", "always vulnerable", "always safe")]
-    rows += [(line.label, *("" if v is None else f"{v:.3f}" for v in line.values)) for line in table]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    rows = [["", "base", "tuned", "always vulnerable", "always safe"]]
+    rows += [
+        [line.label, *("" if value is None else f"{value:.3f}" for value in line.values)] for line in table
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if not i else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
 
 
@@ -133,60 +135,59 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def side_by_side(
-    completions: dict[str, list[files.Row]], verdicts: dict[str, list[files.Row]]
-) -> list[files.Row]:
-    """Ten tasks, the same number of each suite as far as ten allows, with both models' answers."""
-    by_suite: dict[str, list[int]] = {}
-    for index, row in enumerate(completions["base"]):
-        by_suite.setdefault(row["suite"], []).append(index)
-    quota = [
-        ANSWERS // len(by_suite) + (position < ANSWERS % len(by_suite)) for position in range(len(by_suite))
-    ]
+def side_by_side(answers: dict[str, list[files.Row]]) -> list[files.Row]:
+    """Ten tasks, the same number of each suite as far as ten allows, with both models' answers.
+
+    `answers` holds for each model the rows of completions and verdicts joined.
+    """
+    given = {model: {row["id"]: row for row in rows} for model, rows in answers.items()}
+    if set(given["base"]) != set(given["tuned"]):
+        path = REPORTS / "completions/tuned.jsonl"
+        found = len(given["tuned"])
+        raise PipelineError(f"{path}: {found} answers; expected one to each task of base.jsonl")
+    suites_: dict[str, list[str]] = {}
+    for row in answers["base"]:
+        suites_.setdefault(row["suite"], []).append(row["id"])
+    quota = [ANSWERS // len(suites_) + (place < ANSWERS % len(suites_)) for place in range(len(suites_))]
     chosen = [
-        index for rows, count in zip(by_suite.values(), quota, strict=True) for index in spread(rows, count)
+        name for names, count in zip(suites_.values(), quota, strict=True) for name in spread(names, count)
     ]
     return [
         {
-            "id": completions["base"][index]["id"],
-            "prompt": completions["base"][index]["prompt"],
-            **{
-                model: {
-                    "completion": completions[model][index]["completion"],
-                    "mark": "passed" if verdicts[model][index]["passed"] else "failed",
-                    "reason": verdicts[model][index]["reason"],
-                }
-                for model in MODELS
-            },
+            "id": name,
+            "prompt": given["base"][name]["prompt"],
+            **{model: given[model][name] for model in MODELS},
         }
-        for index in chosen
+        for name in chosen
     ]
 
 
-def curve(points: Sequence[tuple[float, float]], width: int = 720, height: int = 220) -> Markup:
-    """The loss over the steps as an inline SVG picture."""
-    left, bottom, top = 46, 26, 12
-    steps, losses = [x for x, _ in points], [y for _, y in points]
-    highest, last = max(losses) * 1.05, max(steps)
+def joined(model: str) -> list[files.Row]:
+    """A model's completions, each with its verdict."""
+    path = REPORTS / "verdicts" / f"{model}.jsonl"
+    verdicts = {row["id"]: row for row in files.read_rows(path)}
+    completions = files.read_rows(REPORTS / "completions" / f"{model}.jsonl")
+    missing = [row["id"] for row in completions if row["id"] not in verdicts]
+    if missing:
+        raise PipelineError(f"{path}: no verdict on {missing[0]!r}; expected one for every answer")
+    return [{**row, **verdicts[row["id"]]} for row in completions]
 
-    def place(step: float, loss: float) -> str:
-        x = left + (width - left - 8) * step / last
-        return f"{x:.1f},{top + (height - bottom - top) * (1 - loss / highest):.1f}"
 
-    marks = "".join(
-        f'<text x="{left - 8}" y="{place(0, loss).split(",")[1]}" text-anchor="end" dy="4">{loss:.2f}</text>'
-        f'<line x1="{left}" x2="{width - 8}" y1="{place(0, loss).split(",")[1]}" y2="{place(0, loss).split(",")[1]}" '
-        'stroke="currentColor" stroke-opacity=".15"/>'
-        for loss in (0, highest / 3, 2 * highest / 3, highest)
-    )
-    line = " ".join(place(step, loss) for step, loss in points)
-    return Markup(  # noqa: S704 (made of numbers alone)
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss over {last:.0f} steps" '
-        f'font-size="11" fill="currentColor">{marks}'
-        f'<polyline points="{line}" fill="none" stroke="var(--tuned)" stroke-width="2"/>'
-        f'<text x="{width - 8}" y="{height - 8}" text-anchor="end">step {last:.0f}</text>'
-        f'<text x="{left}" y="{height - 8}">loss on the answers</text></svg>'
-    )
+def curve(points: Sequence[tuple[float, float]]) -> files.Row:
+    """Loss over steps for the template's picture, whose plot area is 100 wide and 100 high from the top."""
+    if not points:
+        raise PipelineError(f"{CURVE}: no point; expected the losses of a training run")
+    highest = 1.05 * max(loss for _, loss in points) or 1.0
+    last = max(step for step, _ in points) or 1.0
+    return {
+        "line": " ".join(
+            f"{100 * step / last:.2f},{100 - 100 * loss / highest:.2f}" for step, loss in points
+        ),
+        "ticks": [
+            {"y": round(100 - 100 * part), "loss": highest * part} for part in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ],
+        "steps": last,
+    }
 
 
 def page(**parts: Any) -> str:
@@ -196,8 +197,30 @@ def page(**parts: Any) -> str:
 
 def read_curve(path: Path) -> list[tuple[float, float]]:
     """The points of a curve that DVCLive wrote: step and value."""
-    rows = csv.DictReader(files.read_text(path).splitlines(), delimiter="\t")
+    rows = csv.DictReader(files.read_text(path).split("\n"), delimiter="\t")
     return [(float(row["step"]), float(row[path.stem])) for row in rows]
+
+
+def write(scores: dict[str, files.Row], table: list[Line]) -> None:
+    """Read the other reports and write metrics and page; nothing is written before all is read."""
+    mix = files.read_json(REPORTS / "mix.json")
+    filters = {name: files.read_json(REPORTS / "filter" / f"{name}.json") for name in mix["sources"]}
+    training = files.read_json(REPORTS / "train.json")
+    rows = funnel(mix, filters)
+    columns = ("rows", "kept", "rejected", "contaminated", "mixed")
+    data = {column: sum(row[column] for row in rows) for column in columns}
+    html = page(
+        model=files.read_json(MANIFEST),
+        table=[{"label": line.label, "note": line.note, "cells": cells(line)} for line in table],
+        funnel=rows,
+        contaminated=data["contaminated"],
+        training=training,
+        parity=files.read_json(REPORTS / "export.json"),
+        curve=curve(read_curve(CURVE)),
+        answers=side_by_side({model: joined(model) for model in MODELS}),
+    )
+    files.write_json(METRICS, flat(scores, training, data))
+    files.write_text(PAGE, html)
 
 
 def main() -> None:
@@ -209,34 +232,12 @@ def main() -> None:
     show = parser.parse_args().show
 
     scores = {model: files.read_json(REPORTS / "scores" / f"{model}.json") for model in MODELS}
+    if set(scores["base"]) != set(scores["tuned"]):
+        found = " and ".join(", ".join(scores[model]) for model in MODELS)
+        raise PipelineError(f"{REPORTS}/scores: {found}; expected the same suites of base and tuned")
     table = lines(scores)
     if not show:
-        mix = files.read_json(REPORTS / "mix.json")
-        filters = {name: files.read_json(REPORTS / "filter" / f"{name}.json") for name in mix["sources"]}
-        training = files.read_json(REPORTS / "train.json")
-        rows = funnel(mix, filters)
-        data = {
-            key: sum(row[key] for row in rows)
-            for key in ("rows", "kept", "rejected", "contaminated", "mixed")
-        }
-        kept = {
-            kind: {model: files.read_rows(REPORTS / kind / f"{model}.jsonl") for model in MODELS}
-            for kind in ("completions", "verdicts")
-        }
-        files.write_json(METRICS, flat(scores, training, data))
-        files.write_text(
-            PAGE,
-            page(
-                model=files.read_json(MANIFEST),
-                table=[{"label": line.label, "note": line.note, "cells": cells(line)} for line in table],
-                funnel=rows,
-                contaminated=data["contaminated"],
-                training=training,
-                parity=files.read_json(REPORTS / "export.json"),
-                curve=curve(read_curve(REPORTS / "train/plots/metrics/loss.tsv")),
-                answers=side_by_side(kept["completions"], kept["verdicts"]),
-            ),
-        )
+        write(scores, table)
     print(f"{text_table(table)}\n\nreport: {PAGE}")
 
 

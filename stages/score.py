@@ -1,8 +1,8 @@
 """Judge a model's answers: strict verdict lines, and code that is executed in a sandbox.
 
 In: reports/completions/<model>.jsonl and the suites. Out: reports/verdicts/<model>.jsonl, a row a task with
-`passed` and the reason, and the totals in reports/scores/<model>.json. Never decided by keywords alone, except
-in the reference's own tests, which are kept for comparison.
+`passed` and the reason, and the totals in reports/scores/<model>.json. Keywords never decide, except in the
+reference's own tests, which are kept for comparison.
 
     python -m stages.score tuned
     python -m stages.score mine --suite my_suite.jsonl
@@ -51,7 +51,7 @@ def program(task: suites.Task, answer: str) -> str:
     defines = re.search(rf"^\s*(?:async )?def {re.escape(task.entry_point)}\b", code, re.MULTILINE)
     if task.code:  # a head with imports and helpers: a function defined again replaces its stub
         code = f"{task.code}\n    pass\n\n{code}" if defines else task.code + code
-    return f"{code}\n\n{task.test}"
+    return f"{code}\n\n{task.test}\n\n{task.call}\n"
 
 
 def judge_code(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
@@ -99,14 +99,22 @@ def totals(tasks: list[suites.Task], verdicts: list[files.Row]) -> files.Row:
 
 
 def matched(tasks: list[suites.Task], rows: list[files.Row], path: Path) -> list[tuple[suites.Task, str]]:
-    """Each answer with its task; raises PipelineError on an answer to an unknown task."""
+    """Each answer with its task; raises PipelineError unless every row answers another known task."""
     known = {task.id: task for task in tasks}
-    unknown = [row["id"] for row in rows if row["id"] not in known]
-    if unknown:
-        raise PipelineError(
-            f"{path}: answer to {unknown[0]!r}; expected a task of the suites (run generate again)"
-        )
-    return [(known[row["id"]], row["completion"]) for row in rows]
+    answered: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}:{number}"
+        name, answer = row.get("id"), row.get("completion")
+        if not isinstance(name, str) or name not in known:
+            raise PipelineError(f"{where}: id: {name!r}; expected a task of the suites (run generate again)")
+        if not isinstance(answer, str):
+            raise PipelineError(f"{where}: completion: {answer!r}; expected text")
+        if name in answered:
+            raise PipelineError(f"{where}: id: {name!r} for the second time; expected one answer a task")
+        answered[name] = answer
+    if not answered:
+        raise PipelineError(f"{path}: 0 answers; expected some")
+    return [(known[name], answer) for name, answer in answered.items()]
 
 
 def main() -> None:
@@ -114,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="base, tuned, or the name given to generate")
+    parser.add_argument("name", type=files.plain_name, help="base, tuned, or the name given to generate")
     parser.add_argument(
         "--suite", type=Path, help="one suite file (default: all of data/benchmarks and HumanEval)"
     )
@@ -128,7 +136,7 @@ def main() -> None:
     tasks = suites.load(asked.suite) if asked.suite else suites.load_all()
     answered = matched(tasks, files.read_rows(path), path)
     with ThreadPoolExecutor(cpu_count()) as pool:
-        judging = pool.map(lambda pair: judge(*pair, limits), answered)
+        judging = pool.map(lambda pair: judge(pair[0], pair[1], limits), answered)
         verdicts = list(tqdm(judging, total=len(answered), desc=f"score {asked.name}", unit="task"))
 
     scores = totals([task for task, _ in answered], verdicts)

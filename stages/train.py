@@ -8,6 +8,7 @@ float16, AdamW or its paged 8-bit form; everything else is the same on CPU and C
 """
 
 import argparse
+import math
 import os
 import re
 import resource
@@ -173,7 +174,7 @@ def arguments(chosen: TrainParams, scratch: Path) -> "SFTConfig":
     )
 
 
-def curves() -> "TrainerCallback":
+def curves(folder: Path) -> "TrainerCallback":
     """A callback that writes loss, token accuracy, entropy and learning rate as DVC plots."""
     from dvclive import Live
     from transformers import TrainerCallback
@@ -184,7 +185,7 @@ def curves() -> "TrainerCallback":
         "entropy": "entropy",
         "learning_rate": "learning_rate",
     }
-    live = Live(dir=str(CURVES), dvcyaml=None, save_dvc_exp=False, report=None)
+    live = Live(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
 
     class Curves(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
@@ -224,7 +225,23 @@ def keep_full_precision(trainer: "SFTTrainer") -> None:
             module.cast_input_dtype_enabled = False
 
 
-def summary(trainer: "SFTTrainer", seconds: float) -> dict[str, float | int | str]:
+def check(trainer: "SFTTrainer", examples: int) -> None:
+    """Raise PipelineError when truncation left examples without any label, which TRL drops silently."""
+    left = len(trainer.train_dataset)
+    if left < examples:
+        raise PipelineError(
+            f"train.max_length: {examples - left} of {examples} examples lose their whole answer; "
+            "expected a limit beyond every prompt (params.yaml)"
+        )
+
+
+def revision(uri: str) -> str | None:
+    """The commit of a Hub model's URI; other models have none."""
+    match = re.fullmatch(r"hf://[^@]+@([0-9a-f]{40})", uri)
+    return match[1] if match else None
+
+
+def summary(trainer: "SFTTrainer", seconds: float) -> files.Row:
     """The run in numbers: means over the last tenth of the logs, tokens with padding left out."""
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = logs[-max(1, len(logs) // 10) :]
@@ -262,27 +279,30 @@ def main() -> None:
         f"train: {len(train)} examples, {sum(sizes):,} tokens, {truncated} truncated at {chosen.max_length}"
     )
 
-    uri = files.read_json(BASE / "manifest.json")["uri"]
-    revision = re.search(r"@([^/]+)", uri)
     score_answers_only()
-    with files.whole(ADAPTER) as folder:
+    with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:
         trainer = SFTTrainer(
             str(BASE),
             args=arguments(chosen, folder),
             train_dataset=dataset(train),
-            eval_dataset=dataset(valid) if valid else None,
+            eval_dataset=dataset(valid),
             processing_class=tokens,
-            callbacks=[curves()],
+            callbacks=[curves(log)],
             quantization_config=quantization(chosen),
-            peft_config=lora(chosen.lora, revision[1] if revision else None),
+            peft_config=lora(chosen.lora, revision(files.read_json(BASE / "manifest.json")["uri"])),
         )
+        check(trainer, len(train))
         keep_full_precision(trainer)
         start = time.perf_counter()
         trainer.train()
         report = summary(trainer, time.perf_counter() - start)
         report["truncated"] = truncated
-        if valid:
-            report["valid_loss"] = trainer.evaluate()["eval_loss"]
+        report["valid_loss"] = trainer.evaluate()["eval_loss"]
+        if not math.isfinite(report["loss"] + report["valid_loss"]):
+            raise PipelineError(
+                f"train: loss {report['loss']}, validation loss {report['valid_loss']}; expected finite ones "
+                "(a lower train.learning_rate may help)"
+            )
         trainer.model.save_pretrained(folder)
         tokens.save_pretrained(folder)
     files.write_json(REPORT, report)

@@ -49,11 +49,11 @@ NAMES = {
 
 
 def name(cwe: str) -> str:
-    """The weakness in words: `name("CWE-89") == "SQL injection"`; for others "a weakness listed as <cwe>"."""
+    """The weakness in words: `name("CWE-89") == "SQL injection"`; others are named by their number."""
     return NAMES.get(cwe, f"a weakness listed as {cwe}" if cwe else "a security weakness")
 
 
 def find(text: str) -> str:
-    """The first CWE identifier in a text, normalised: `find("cwe 089: SQL") == "CWE-89"`; "" if there is none."""
+    """The first CWE number in a text: `find("cwe 089: SQL") == "CWE-89"`; "" where there is none."""
     match = re.search(r"\bCWE[- ]?0*(\d{1,4})\b", text, re.IGNORECASE)
     return f"CWE-{match[1]}" if match else ""

@@ -1,7 +1,7 @@
 """Files: rows in, rows out, and every output whole or not at all."""
 
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ def parse_rows(text: str, where: str) -> list[Row]:
     Raises PipelineError naming `where`, the line number and what was found there.
     """
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise PipelineError(
-                f"{where}:{number}: {line[:60]!r}; expected a JSON object ({error.msg})"
+                f"{where}:{number}: {line[:60]!r}; expected a JSON object ({error})"
             ) from None
         if not isinstance(row, dict):
             raise PipelineError(f"{where}:{number}: {line[:60]!r}; expected a JSON object")
@@ -42,9 +42,9 @@ def read_rows(path: Path) -> list[Row]:
 def read_json(path: Path) -> Row:
     """Read one JSON object from a file."""
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise PipelineError(f"{path}: {error}; expected one JSON object") from None
+        value = json.loads(read_text(path), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{path}: {error}; expected one JSON object with finite numbers") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path}: {type(value).__name__}; expected one JSON object")
     return value
@@ -68,16 +68,23 @@ def whole(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        _remove(path)
-        os.replace(temporary, path)
+        if path.is_dir():
+            _remove(path)
+        temporary.replace(path)
     finally:
         _remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(
+            f"{path}: {error.object[error.start]!r}; expected text that UTF-8 can hold"
+        ) from None
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -87,7 +94,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write one JSON object, indented, keys in the order given."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError:
+        raise PipelineError(f"{path}: NaN or infinity among the values; expected finite numbers") from None
+    write_text(path, text + "\n")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def _remove(path: Path) -> None:
@@ -95,3 +110,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def plain_name(text: str) -> str:
+    """An argument that becomes part of a file's name: letters, digits, `_`, `-` and `.` only."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
+        raise ValueError(f"{text!r}; expected letters, digits, '_', '-' and '.'")
+    return text

@@ -1,6 +1,7 @@
 """Parameters: one group of `params.yaml` becomes one frozen dataclass, or an error that names the key."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,14 +35,30 @@ def load(group: str, cls: type[T], path: Path = FILE) -> T:
 def validate(values: object, group: str, cls: type[T], path: Path = FILE) -> T:
     """Turn plain `values` into `cls`; `group` and `path` only name the place in the error."""
     try:
-        return TypeAdapter(cls).validate_json(
-            json.dumps(values)
-        )  # strict JSON takes mappings for dataclasses
+        # strict JSON, unlike strict Python, takes a mapping for a dataclass
+        return TypeAdapter(cls).validate_json(json.dumps(plain(values, group, path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join([group, *(str(part) for part in first["loc"])])
         found = "nothing" if first["type"].startswith("missing") else repr(first["input"])
         raise PipelineError(f"{key}: {found}; expected {_expectation(first)} ({path})") from None
+    except (TypeError, ValueError) as error:
+        raise PipelineError(
+            f"{group}: {error}; expected text, finite numbers, lists and mappings ({path})"
+        ) from None
+
+
+def plain(value: object, key: str, path: Path) -> object:
+    """The same value, if it is made of what JSON can hold; otherwise a PipelineError names the key."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part, f"{key}.{name}", path) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part, f"{key}.{index}", path) for index, part in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PipelineError(f"{key}: {value}; expected a finite number ({path})")
+    if value is not None and not isinstance(value, str | int | float):
+        raise PipelineError(f"{key}: {value}; expected text, a number, a list or a mapping ({path})")
+    return value
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
@@ -66,7 +83,7 @@ def _group(tree: object, group: str, path: Path) -> object:
     node = tree
     for part in group.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            known = ", ".join(node) if isinstance(node, Mapping) else "nothing"
+            known = ", ".join(map(str, node)) if isinstance(node, Mapping) else "nothing"
             raise PipelineError(f"{group}: no group {part!r}; found {known} ({path})")
         node = node[part]
     return node

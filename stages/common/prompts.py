@@ -80,7 +80,12 @@ def parse_verdict(answer: str) -> Verdict | None:
     return Verdict(vulnerable=match[2] is not None, cwe=(match[3] or "").upper())
 
 
+def without_fences(answer: str) -> str:
+    """An answer's text and code, the lines that open and close a block left out."""
+    return "\n".join(line for line in answer.split("\n") if not line.lstrip().startswith("```"))
+
+
 def code_block(answer: str) -> str:
-    """The first fenced block of an answer, up to the end when the fence is not closed, or the whole answer."""
-    match = re.search(r"```[\w+#-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer, re.DOTALL)
-    return match[1] if match else answer
+    """The first fenced block of an answer, to the end if its fence stays open; without a fence all of it."""
+    match = re.search(r"```[\w+#-]*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", answer, re.DOTALL | re.MULTILINE)
+    return match[1].removesuffix("\n") if match else answer

@@ -49,8 +49,11 @@ def to_row(record: Sample | Example) -> dict[str, Any]:
 
 
 def from_row(cls: type[T], row: Mapping[str, Any], where: str) -> T:
-    """Rebuild a record from a dictionary; raises PipelineError when the keys are not exactly the fields."""
+    """Rebuild a record, whose fields are all text; raises PipelineError on other keys or types."""
     names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if set(row) != names:
         raise PipelineError(f"{where}: keys {sorted(row)}; expected {sorted(names)}")
+    for name, value in row.items():
+        if not isinstance(value, str):
+            raise PipelineError(f"{where}: {name}: {value!r}; expected text")
     return cls(**row)

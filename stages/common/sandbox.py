@@ -6,8 +6,9 @@ reading of the Python installation and writing of the scratch folder; seccomp re
 processes, signals, tracing, mounts and the like. Without both the sandbox refuses to run anything.
 
 What it does not protect against: flaws in the kernel or in Python itself; a program that uses its CPU
-seconds to the full; and a program that searches its own interpreter's memory for the token with which
-success is reported (printing "passed" or exiting early, however, is never taken for success).
+seconds to the full, or the scratch folder's disk with many files; and an answer that cheats its own test
+inside the interpreter they share, by searching its memory for the token with which success is reported, or
+with objects that are equal to everything. Printing "passed" or exiting early is never taken for success.
 """
 
 import json
@@ -72,46 +73,50 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
     require()
     token = secrets.token_hex(16)
     read_end, write_end = os.pipe()
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as scratch:
-        request = {
-            "program": program,
-            "token": token,
-            "answer": write_end,
-            "scratch": scratch,
-            "readable": _readable(),
-            "limits": asdict(limits or Limits()),
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", jail.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=scratch,
-            env={"TMPDIR": scratch, "HOME": scratch, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-            pass_fds=[write_end],
-            start_new_session=True,
-        )
-        os.close(write_end)
-        try:
-            _, stderr = process.communicate(json.dumps(request).encode(), timeout=WALL_SECONDS)
-        except subprocess.TimeoutExpired:
-            return Outcome("timeout", f"no end after {WALL_SECONDS} s")
-        finally:
-            _kill(process)
-            with os.fdopen(read_end, encoding="utf-8", errors="replace") as stream:
-                answer = stream.read(4096)
-    return _outcome(answer, token, process.returncode, stderr.decode(errors="replace"))
+    scratch = tempfile.mkdtemp(prefix="sandbox-")
+    request = {
+        "program": program,
+        "token": token,
+        "answer": write_end,
+        "scratch": scratch,
+        "readable": _readable(),
+        "limits": asdict(limits or Limits()),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", jail.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=scratch,
+        env={"TMPDIR": scratch, "HOME": scratch, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+        pass_fds=[write_end],
+        start_new_session=True,
+    )
+    os.close(write_end)
+    try:
+        process.communicate(json.dumps(request).encode(), timeout=WALL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Outcome("timeout", f"no end after {WALL_SECONDS} s")
+    finally:
+        _kill(process)
+        with os.fdopen(read_end, encoding="utf-8", errors="replace") as stream:
+            answer = stream.read(4096)
+        subprocess.run(
+            ["rm", "-rf", "--", scratch], check=True
+        )  # also where folders nest too deep for shutil
+    return _outcome(answer, token, process.returncode)
 
 
-def _outcome(answer: str, token: str, code: int, stderr: str) -> Outcome:
-    if not answer:
-        if code == -signal.SIGXCPU or code == -signal.SIGKILL:
+def _outcome(answer: str, token: str, code: int) -> Outcome:
+    entered, _, result = answer.partition("\n")
+    if entered != "entered":  # written before the program starts, so no program can take it back
+        raise PipelineError(f"sandbox: {entered or f'status {code}'}; expected the program to be confined")
+    if not result:
+        if code in (-signal.SIGXCPU, -signal.SIGKILL):
             return Outcome("timeout", "CPU limit")
-        if "in enter\n" in stderr:
-            raise PipelineError(f"sandbox: {stderr.strip().splitlines()[-1]}; expected to be confined")
         return Outcome("failed", f"ended before its last line with status {code}")
     try:
-        reply = json.loads(answer)
+        reply = json.loads(result)
         given, reason = reply["token"], str(reply["reason"])
     except (ValueError, KeyError, TypeError):
         return Outcome("failed", "wrote to the answer channel")

@@ -2,10 +2,11 @@
 
 | scheme | form | pinned by |
 |---|---|---|
-| `package` | `package://<distribution>@<version>/<path or glob inside site-packages>` | the version |
-| `hf` | `hf://datasets/<owner>/<name>@<40 hex>/<path>` or `hf://<owner>/<name>@<40 hex>` for a model | the commit |
+| `package` | `package://<distribution>@<version>/<path or pattern inside site-packages>` | the version |
+| `hf`, data | `hf://datasets/<owner>/<name>@<40 hex>/<path>` | the commit |
+| `hf`, model | `hf://<owner>/<name>@<40 hex>` | the commit |
 | `file` | `file:<path>` | the bytes |
-| `https`, `s3`, ... | any URL that fsspec opens | its sha256 |
+| `https`, `s3`, ... | any URL that fsspec opens | its sha256, which must be given |
 """
 
 import fnmatch
@@ -15,6 +16,11 @@ from pathlib import Path
 
 from stages.common.errors import PipelineError
 
+PINNED = (
+    "package:",
+    "hf:",
+    "file:",
+)  # schemes that need no sha256: version, commit, or tracked as a dependency
 HF = re.compile(r"hf://(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[^/]+)(?:/(?P<path>.+))?")
 PACKAGE = re.compile(r"package://(?P<name>[\w.-]+)@(?P<version>[^/]+)/(?P<glob>.+)")
 
@@ -89,7 +95,7 @@ def hub_file(uri: str) -> Path:
 
 
 def hub_model(uri: str) -> Path:
-    """Download a model repository (weights as safetensors, configuration, tokenizer) and return its folder."""
+    """Download a model repository (safetensors, configuration, tokenizer) and return its folder."""
     match = _pinned(uri)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

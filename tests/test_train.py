@@ -1,0 +1,291 @@
+"""Training on a tiny model: what is learned from, what is trained, and that a seed decides the bytes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project, chosen, composed, write_rows
+from ruamel.yaml import YAML
+
+from stages import train
+from stages.common import prompts
+from stages.common.errors import PipelineError
+from stages.common.params import validate
+from stages.common.records import Example, to_row
+
+TRAINABLE = 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))  # layers, rank, q o, k v, gate up down
+
+EXAMPLES = [
+    Example(f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "write", prompt, completion)
+    for number, (prompt, completion) in enumerate(
+        [
+            (
+                "Is this code secure?\n\n```python\neval(text)\n```",
+                "VULNERABLE CWE-94\nIt runs what it is given.",
+            ),
+            ("Is this code secure?\n\n```python\nint(text)\n```", "SAFE\nA number is all that comes of it."),
+            ("Add two numbers.", "```python\ndef add(first, second):\n    return first + second\n```"),
+            ("Say hello.", "Hello."),
+        ]
+    )
+]
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """The default parameters with changes that suit the tiny model."""
+    small = {"batch_size": 4, "epochs": 1, "learning_rate": 0.01, "max_length": 256, "logging_steps": 1}
+    return {**chosen("train"), **small, **changes}
+
+
+class Run:
+    """One run of `main`: its trainer, and where its files lie."""
+
+    def __init__(self, project: Project, trainer: Any, answers_only: bool) -> None:
+        self.root = project.root
+        self.trainer = trainer
+        self.answers_only = answers_only  # whether TRL scored the positions with a label alone
+        self.report = json.loads((self.root / "reports/train.json").read_text(encoding="utf-8"))
+
+    @property
+    def adapter(self) -> bytes:
+        return (self.root / "models/sft/adapter_model.safetensors").read_bytes()
+
+    def batch(self) -> dict[str, Any]:
+        """All examples as the model gets them."""
+        return self.trainer.data_collator(list(self.trainer.train_dataset))
+
+
+def trained(root: Path, model: Path, repeat: int = 1, **changes: Any) -> Run:
+    """Run `main` in a fresh project."""
+    import trl
+
+    project = Project(root)
+    project.base(model)
+    project.params(train=settings(**changes))
+    write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * repeat))
+    write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:2]))
+    seen = []
+
+    class Watched(trl.SFTTrainer):  # type: ignore[misc]
+        def train(self, *arguments: Any, **options: Any) -> Any:
+            seen.append((self, trl.trainer.utils._use_triton(self.args.device)))
+            return super().train(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trl, "SFTTrainer", Watched)
+        patch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)  # put back afterwards
+        project.run("train")
+    return Run(project, *seen[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
+    """Some steps on repeated examples, quantised, in the chat format, with loss on the answers."""
+    return trained(tmp_path_factory.mktemp("run"), tiny_model, repeat=4, epochs=8)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
+    """One step in the reference's format, with loss on everything and plain weights."""
+    folder = tmp_path_factory.mktemp("reference")
+    return trained(folder, tiny_model, template="alpaca", loss="full", quantization="none")
+
+
+# What is trained. --------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls(run: Run) -> None:
+    curve = run.root / "reports/train/plots/metrics/loss.tsv"
+    losses = [float(row["loss"]) for row in csv.DictReader(curve.open(encoding="utf-8"), delimiter="\t")]
+    assert len(losses) == run.report["steps"] == 32
+    assert losses[-1] < 0.7 * losses[0]
+    assert run.report["loss"] == pytest.approx(sum(losses[-3:]) / 3)
+    assert run.report["valid_loss"] < losses[0]
+
+
+def test_the_adapter_holds_lora_tensors_alone_in_full_precision(run: Run) -> None:
+    import torch
+    from safetensors.torch import load
+
+    tensors = load(run.adapter)
+    assert len(tensors) == 2 * 2 * 7  # A and B, layers, projections
+    assert all(name.endswith(("lora_A.weight", "lora_B.weight")) for name in tensors)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert all(tensor.abs().max() > 0 for tensor in tensors.values())
+    assert sum(tensor.numel() for tensor in tensors.values()) == TRAINABLE
+
+
+def test_only_the_adapter_is_trainable(run: Run) -> None:
+    trainable = {name for name, tensor in run.trainer.model.named_parameters() if tensor.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    assert run.report["trainable_parameters"] == TRAINABLE
+
+
+def test_the_output_is_an_adapter_with_its_tokenizer_and_nothing_else(run: Run) -> None:
+    names = {path.name for path in (run.root / "models").glob("sft/*")}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth")) or "checkpoint" in name]
+    assert sorted(path.name for path in (run.root / "models").iterdir()) == ["base", "sft"]
+
+
+def test_a_seed_decides_the_bytes(tmp_path: Path, tiny_model: Path) -> None:
+    seeds = {"first": 1, "again": 1, "other": 2}
+    adapters = {name: trained(tmp_path / name, tiny_model, seed=seed).adapter for name, seed in seeds.items()}
+    assert adapters["first"] == adapters["again"]
+    assert adapters["first"] != adapters["other"]
+
+
+def test_the_settings_of_the_full_scale_train_too(tmp_path: Path, tiny_model: Path) -> None:
+    full = YAML(typ="safe").load(composed("v3", "full"))["train"]
+    names = ("accumulation", "batch_size", "checkpointing", "group_by_length", "loss", "template")
+    result = trained(tmp_path, tiny_model, repeat=4, **{name: full[name] for name in names})
+    assert result.report["steps"] == len(EXAMPLES) * 4 // (full["batch_size"] * full["accumulation"])
+    assert math.isfinite(result.report["loss"]) and math.isfinite(result.report["valid_loss"])
+    assert result.trainer.model.is_gradient_checkpointing == full["checkpointing"]
+
+
+def test_qwen_has_the_trainable_parameters_that_were_published() -> None:
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "qwen2",
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    )
+    adapter = validate(chosen("train")["lora"], "train.lora", train.LoraParams)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        total = model.num_parameters()
+        trainable, _ = get_peft_model(model, train.lora(adapter, None)).get_nb_trainable_parameters()
+    assert (trainable, total) == (8_798_208, 494_032_768)
+
+
+# What is learned from. ---------------------------------------------------------------------------------
+
+
+def kept(batch: dict[str, Any], row: int) -> list[int]:
+    return [label for label in batch["labels"][row].tolist() if label != -100]
+
+
+def test_the_loss_is_on_the_answer_and_its_end_alone(run: Run) -> None:
+    tokens, batch = run.trainer.processing_class, run.batch()
+    for row, example in enumerate(EXAMPLES):
+        mask = batch["attention_mask"][row].bool()
+        labels = batch["labels"][row]
+        asked = [{"role": "user", "content": example.prompt}]
+        prompt = tokens.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        unlabelled = batch["input_ids"][row][mask & (labels == -100)]
+        assert tokens.decode(unlabelled) == prompt
+        assert tokens.decode(kept(batch, row)) == f"{example.completion}<|im_end|>\n"
+        assert tokens.eos_token_id in kept(batch, row)
+        assert (labels[~mask] == -100).all()
+
+
+def test_padding_is_not_the_end_token(run: Run) -> None:
+    tokens, batch = run.trainer.processing_class, run.batch()
+    padding = batch["input_ids"][~batch["attention_mask"].bool()]
+    assert len(padding) and set(padding.tolist()) == {tokens.pad_token_id}
+    assert tokens.pad_token_id != tokens.eos_token_id
+    assert (batch["labels"] != tokens.pad_token_id).all()
+
+
+def test_the_reference_learns_the_prompt_too(reference: Run) -> None:
+    tokens, batch = reference.trainer.processing_class, reference.batch()
+    for row, example in enumerate(EXAMPLES):
+        whole = f"### Instruction:\n{example.prompt}\n\n### Response:\n{example.completion}<|im_end|>"
+        assert tokens.decode(kept(batch, row)) == whole
+
+
+@pytest.mark.parametrize("given", ["", "1, 2"])
+def test_alpaca_is_the_format_of_the_reference(given: str, reference: Run) -> None:
+    tokens = reference.trainer.processing_class
+    asked = [{"role": "user", "content": prompts.with_input("Add.", given)}]
+    answered = [*asked, {"role": "assistant", "content": "3"}]
+    expected = (
+        "### Instruction:\nAdd.\n\n" + (f"### Input:\n{given}\n\n" if given else "") + "### Response:\n"
+    )
+    prompt = tokens.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert prompt == expected
+    assert tokens.apply_chat_template(answered, tokenize=False) == f"{expected}3<|im_end|>"
+
+
+def test_the_template_travels_with_the_adapter(run: Run, reference: Run) -> None:
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(reference.root / "models/sft").chat_template == prompts.ALPACA
+    assert "<|im_start|>" in AutoTokenizer.from_pretrained(run.root / "models/sft").chat_template
+
+
+def test_truncated_examples_are_counted(run: Run) -> None:
+    tokens = run.trainer.processing_class
+    lengths = train.lengths(EXAMPLES, tokens)
+    assert lengths == [len(row["input_ids"]) for row in run.trainer.train_dataset][: len(EXAMPLES)]
+    assert run.report["truncated"] == 0
+
+
+# TRL's way to score answers alone. ---------------------------------------------------------------------
+
+
+def test_scoring_answers_alone_gives_the_same_loss(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from trl.trainer import utils
+
+    assert callable(utils._use_triton), "TRL renamed what score_answers_only replaces"
+    asked: list[Any] = []
+
+    def everywhere(device: Any) -> bool:
+        asked.append(device)
+        return False
+
+    model = run.trainer.model.eval()  # without dropout
+    batch = run.trainer._prepare_inputs(run.batch())
+    with torch.no_grad():
+        monkeypatch.setattr(utils, "_use_triton", everywhere)
+        every = run.trainer.compute_loss(model, batch)
+        train.score_answers_only()
+        alone = run.trainer.compute_loss(model, batch)
+    assert asked, "TRL no longer asks the function that score_answers_only replaces"
+    assert run.answers_only
+    assert float(alone) == pytest.approx(float(every), rel=1e-5)
+
+
+# Errors. -----------------------------------------------------------------------------------------------
+
+
+def test_a_base_without_a_chat_template_is_refused(project: Project, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = project.base(tiny_model)
+    (folder / "chat_template.jinja").unlink()
+    assert not AutoTokenizer.from_pretrained(folder).chat_template
+    project.params(train=settings())
+    write_rows(project.root / "data/mixed/train.jsonl", map(to_row, EXAMPLES))
+    write_rows(project.root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES))
+    with pytest.raises(PipelineError, match="no chat template"):
+        project.run("train")
+    assert not (project.root / "models/sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2.0}, r"train\.learning_rate: 2\.0; expected less than 1"),
+        ({"loss": "answers"}, r"train\.loss: 'answers'; expected 'completion' or 'full'"),
+        ({"lora": {"rank": 0, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}}, r"train\.lora\.rank: 0; "),
+        ({"speed": 1}, r"train\.speed: 1; expected no such key"),
+    ],
+)
+def test_a_wrong_parameter_is_named(change: dict[str, Any], message: str, project: Project) -> None:
+    project.params(train=settings(**change))
+    with pytest.raises(PipelineError, match=message):
+        project.run("train")
