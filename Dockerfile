@@ -6,7 +6,7 @@
 # The usual way is to mount the checkout over /workspace, so that results, cache and dvc.lock stay in it:
 #
 #   docker run --rm --init --gpus all --user "$(id -u):$(id -g)" \
-#     --volume "$PWD:/workspace" --volume coder-agent-hub:/opt/hub coder-agent
+#     --volume "$PWD:/workspace" --volume coder-agent-hub:/var/cache/hub coder-agent
 #
 # `--user` makes what it writes yours; the named volume keeps what comes from the Hub for the next run. The
 # environment is in the image, so call `dvc repro`, `dvc exp run` or `python -m stages.<name>` directly: the
@@ -32,10 +32,10 @@ RUN apt-get update \
 # build pip would fetch one of its own choice, unhashed.
 ARG LOCKS="requirements.lock"
 ARG TORCH_CPU_INDEX="https://download.pytorch.org/whl/cpu"
-ENV PATH=/opt/venv/bin:$PATH
+ENV PATH=/usr/local/venv/bin:$PATH
 WORKDIR /workspace
 COPY requirements*.lock ./
-RUN python3 -m venv /opt/venv \
+RUN python3 -m venv /usr/local/venv \
     && sed -n '/^setuptools==/,/# via/p' requirements.lock > /tmp/setuptools.lock \
     && for lock in /tmp/setuptools.lock $LOCKS; do \
         case "$lock" in *-cpu-torch.lock) index="$TORCH_CPU_INDEX" ;; *) index="" ;; esac; \
@@ -49,7 +49,7 @@ RUN python3 -m venv /opt/venv \
 # of the lock, and the base's own, of another version, must not come before them.
 ENV HOME=/home/ubuntu \
     USER=ubuntu \
-    HF_HOME=/opt/hub \
+    HF_HOME=/var/cache/hub \
     LANG=C.UTF-8 \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -58,7 +58,7 @@ ENV HOME=/home/ubuntu \
 # `ubuntu` (1000:1000) comes with Ubuntu's image. Home and Hub cache take any user id, as /tmp does.
 # git refuses to read a mounted checkout of another user (Docker Desktop shows such) unless told to.
 RUN install --directory --owner=1000 --group=1000 /workspace \
-    && install --directory --owner=1000 --group=1000 --mode=1777 /home/ubuntu /opt/hub \
+    && install --directory --owner=1000 --group=1000 --mode=1777 /home/ubuntu /var/cache/hub \
     && git config --system --add safe.directory /workspace
 
 # .dockerignore lets through only code, configuration and hand-written data.

@@ -11,7 +11,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes
+# Nothing is resolved and nothing unhashed is fetched: the one package that comes as source only is built with
+# the locked setuptools, which therefore goes in first.
+INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	--no-build-isolation
 
 COMPILE := uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --quiet \
 	--custom-compile-command "make lock"
@@ -27,6 +30,7 @@ setup: .venv/ready ## make .venv: the CPU build of torch, or the CUDA one where 
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python %d.%d found; expected 3.11 or 3.12 (make PYTHON=python3.12 ...)" % v)'
 	@echo "setup: installing the locked packages into .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv --clear .venv
+	@sed -n '/^setuptools==/,/# via/p' requirements.lock > .venv/setuptools.lock && $(INSTALL) -r .venv/setuptools.lock
 	@if command -v nvidia-smi > /dev/null; then $(INSTALL) -r requirements.lock; else \
 	  $(INSTALL) --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -r requirements-cpu-torch.lock && \
 	  $(INSTALL) -r requirements-cpu.lock; fi

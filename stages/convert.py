@@ -42,16 +42,17 @@ def write(sample: Sample) -> list[Turn]:
 
 
 def detect(sample: Sample) -> list[Turn]:
-    """Judge both sides of a pair: the verdict line, then the reason."""
+    """Judge both sides of a pair by the verdict line alone; the reason is a question of its own, `explain`.
+
+    A reason after the verdict would be most of the answer's tokens, and so most of what is learned.
+    """
     if not sample.vulnerable:
         return []
     weak = prompts.verdict_line(prompts.Verdict(True, sample.cwe))
     safe = prompts.verdict_line(prompts.Verdict(False))
-    weakness = sample.weakness or f"The code allows {cwe.name(sample.cwe)}."
-    remedy = sample.remedy or f"The code guards against {cwe.name(sample.cwe)}."
     return [
-        ("detect_vulnerable", prompts.detect(sample.vulnerable, sample.language), f"{weak}\n{weakness}"),
-        ("detect_safe", prompts.detect(sample.output, sample.language), f"{safe}\n{remedy}"),
+        ("detect_vulnerable", prompts.detect(sample.vulnerable, sample.language), weak),
+        ("detect_safe", prompts.detect(sample.output, sample.language), safe),
     ]
 
 

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ CONVERTED = Path("data/converted")
 MIXED = Path("data/mixed")
 REPORT = Path("reports/mix.json")
 
+WINDOW = 32  # twos that are sorted by length among themselves, so that a batch has little padding
 SHORTEST = 20  # characters of a normalised benchmark text that is also looked for inside longer texts
 
 Groups = dict[str, list[Example]]
@@ -37,6 +38,8 @@ class MixParams:
     seed: int
     rows: Annotated[int, Field(ge=1)]  # examples wanted in all, training and validation together
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative, by source
+    max_chars: Annotated[int, Field(ge=1)]  # of prompt and answer; longer examples are left out, not cut
+    order: Literal["shuffled", "paired"]  # paired: both sides of a pair side by side, so in one batch
     valid_share: Annotated[float, Field(gt=0, lt=1)]  # of the examples; export compares models on them
 
 
@@ -97,6 +100,18 @@ def decontaminate(groups: Groups, tasks: list[suites.Task]) -> tuple[Groups, lis
     return {group: rows for group, rows in groups.items() if group not in dirty}, sorted(dirty)
 
 
+def short(examples: list[Example], max_chars: int) -> list[Example]:
+    """The examples within the limit; of a pair's two sides both or none, so that verdicts stay balanced."""
+    long = [example for example in examples if len(example.prompt) + len(example.completion) > max_chars]
+    halved = {example.group for example in long if example.kind.startswith("detect_")}
+    out = {example.id for example in long}
+    return [
+        example
+        for example in examples
+        if example.id not in out and not (example.group in halved and example.kind.startswith("detect_"))
+    ]
+
+
 def take(groups: Groups, quota: int, random_: random.Random) -> list[list[Example]]:
     """Whole groups in a seeded order until the quota is met; the last group may pass it."""
     order = sorted(groups)
@@ -127,6 +142,33 @@ def divide(
     return train, valid
 
 
+def paired(examples: list[Example], random_: random.Random) -> list[Example]:
+    """The same examples in twos: both sides of a pair, the rest with a neighbour of like length.
+
+    With an even batch size both sides meet in one batch. What they share then cancels out of the gradient,
+    and what is left is the difference that the verdict depends on.
+    """
+
+    def size(example: Example) -> tuple[int, str]:
+        return len(example.prompt) + len(example.completion), example.id
+
+    sides: dict[str, list[Example]] = {}
+    for example in examples:
+        if example.kind.startswith("detect_"):
+            sides.setdefault(example.group, []).append(example)
+    twos = [pair for pair in sides.values() if len(pair) == 2]
+    together = {example.id for pair in twos for example in pair}
+    rest = sorted((example for example in examples if example.id not in together), key=size)
+    twos += [rest[index : index + 2] for index in range(0, len(rest) - 1, 2)]
+    random_.shuffle(twos)
+    windows = [
+        sorted(twos[start : start + WINDOW], key=lambda two: max(map(size, two)))
+        for start in range(0, len(twos), WINDOW)
+    ]
+    odd = rest[-1:] if len(rest) % 2 else []
+    return [example for window in windows for two in window for example in two] + odd
+
+
 def grouped(examples: list[Example]) -> Groups:
     """Examples by their group."""
     groups: Groups = {}
@@ -153,17 +195,21 @@ def main() -> None:
     sources: dict[str, dict[str, int]] = {}
     wanted = quotas(chosen.weights, chosen.rows)
     for source in chosen.weights:
-        available = grouped(read(source))
+        converted = read(source)
+        available = grouped(short(converted, chosen.max_chars))
         clean, dirty = decontaminate(available, tasks)
         part = take(clean, wanted[source], random.Random(f"{chosen.seed}/{source}"))
         taken += part
         sources[source] = {
-            "examples": sum(map(len, available.values())),
+            "examples": len(converted),
+            "too_long": len(converted) - sum(map(len, available.values())),
             "contaminated": sum(len(available[group]) for group in dirty),
             "wanted": wanted[source],
             "mixed": sum(map(len, part)),
         }
     train, valid = divide(taken, chosen.valid_share, random.Random(chosen.seed))
+    if chosen.order == "paired":
+        train = paired(train, random.Random(chosen.seed))
     if not (train and valid):
         raise PipelineError(
             f"mix.rows: {chosen.rows}; it gave {len(train)} training and {len(valid)} validation examples, "

@@ -67,7 +67,7 @@ class TrainParams:
     max_grad_norm: Annotated[float, Field(gt=0)]
     max_length: Annotated[int, Field(ge=8)]  # tokens of prompt and answer; longer examples lose their end
     checkpointing: bool  # recompute activations: less memory, about a third slower
-    group_by_length: bool  # batches of like lengths: less padding
+    sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
     logging_steps: Count
 
 
@@ -161,7 +161,7 @@ def arguments(chosen: TrainParams, scratch: Path) -> "SFTConfig":
         max_grad_norm=chosen.max_grad_norm,
         max_length=chosen.max_length,
         activation_checkpointing=chosen.checkpointing,
-        train_sampling_strategy="group_by_length" if chosen.group_by_length else "random",
+        train_sampling_strategy=chosen.sampling,
         optim="paged_adamw_8bit" if cuda else "adamw_torch",
         bf16=bf16,
         fp16=not bf16,

@@ -71,7 +71,7 @@ def test_both_sides_get_one_question_and_opposite_verdicts(cwe, words):
     assert weak.prompt.replace(sample().vulnerable, sample().output) == safe.prompt
     verdicts = [prompts.parse_verdict(example.completion) for example in (weak, safe)]
     assert verdicts == [prompts.Verdict(True, cwe), prompts.Verdict(False)]
-    assert all(len(example.completion.split("\n")) == 2 for example in (weak, safe))
+    assert all("\n" not in example.completion for example in (weak, safe))
     assert "CWE" not in weak.prompt.replace("the CWE", "")
 
 

@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -187,6 +187,7 @@ def prepare(project, **changes: object) -> None:
     write(project.root, "data/benchmarks/mine.jsonl", [DETECTION, CODE])
     write(project.root, "data/raw/humaneval.jsonl", [HUMANEVAL])
     group = {"seed": 1, "rows": 40, "weights": {"one": 3, "two": 1}, "valid_share": 0.1}
+    group |= {"order": "shuffled", "max_chars": 10_000}
     project.params(mix={**group, **changes})
 
 
@@ -211,7 +212,13 @@ def test_main_mixes_counts_and_repeats_itself(project):
     assert len(train + valid) == 40 and 4 <= len(valid) <= 5
     assert Counter(row["source"] for row in train + valid) == {"one": 30, "two": 10}
     assert report["contaminated"] == 2
-    assert report["sources"]["one"] == {"examples": 60, "contaminated": 2, "wanted": 30, "mixed": 30}
+    assert report["sources"]["one"] == {
+        "examples": 60,
+        "too_long": 0,
+        "contaminated": 2,
+        "wanted": 30,
+        "mixed": 30,
+    }
     assert report["kinds"] == {"write": 40}
     assert {row["group"] for row in train} & {row["group"] for row in valid} == set()
     assert not any(row["group"] == "one/5" for row in train + valid)
@@ -238,6 +245,39 @@ def test_changing_one_weight_to_nothing_leaves_the_choice_of_the_other(project):
         train, valid, _ = mixed(project)
         chosen.append({row["id"] for row in train + valid if row["source"] == "one"})
     assert chosen[0] == chosen[1]
+
+
+def pair(n: int, length: int = 40) -> list[Example]:
+    """Both sides of a pair."""
+    sides = ("detect_vulnerable", "detect_safe")
+    return [
+        replace(example(n, prompt="x" * length + kind), id=f"one/{n}/{kind}", kind=kind) for kind in sides
+    ]
+
+
+@pytest.mark.parametrize("singles", [0, 1, 7, 70])
+@pytest.mark.parametrize("pairs", [0, 1, 40])
+def test_paired_order_keeps_both_sides_in_every_even_batch(singles, pairs):
+    draw = random.Random(singles + pairs)
+    rows = [side for n in range(pairs) for side in pair(n, draw.randint(1, 400))]
+    rows += [example(100 + n) for n in range(singles)]
+    draw.shuffle(rows)
+    ordered = mix.paired(rows, random.Random(5))
+    assert sorted(row.id for row in ordered) == sorted(row.id for row in rows)
+    assert ordered == mix.paired(rows, random.Random(5))
+    for start in range(0, len(ordered), 2):
+        two = ordered[start : start + 2]
+        if any(row.kind.startswith("detect_") for row in two):
+            assert len({row.group for row in two}) == 1
+
+
+def test_a_pair_is_left_out_whole_and_other_examples_alone():
+    long = pair(1, 500)
+    long[1] = replace(long[1], prompt="short")
+    other = replace(example(1, prompt="fix it"), id="one/1/fix", kind="fix")
+    rows = [*pair(0), *long, other, example(2, prompt="y" * 500)]
+    assert mix.short(rows, 200) == [*pair(0), other]
+    assert mix.short(rows, 10_000) == rows
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ TRAINING = {
 }
 MIX = {
     **{"train": 20, "valid": 2, "contaminated": 3, "kinds": {"write": 22}},
-    "sources": {"coding": {"examples": 50, "contaminated": 3, "wanted": 22, "mixed": 22}},
+    "sources": {"coding": {"examples": 50, "too_long": 0, "contaminated": 3, "wanted": 22, "mixed": 22}},
 }
 FILTER = {"rows": 60, "kept": 50, "rejected": 10, "reasons": {"empty": 10, "length": 0}}
 LOSS = "step\tloss\n5\t2.5\n10\t1.5\n40\t1.25\n"

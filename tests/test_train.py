@@ -140,7 +140,7 @@ def test_a_seed_decides_the_bytes(tmp_path: Path, tiny_model: Path) -> None:
 
 def test_the_settings_of_the_full_scale_train_too(tmp_path: Path, tiny_model: Path) -> None:
     full = YAML(typ="safe").load(composed("v3", "full"))["train"]
-    names = ("accumulation", "batch_size", "checkpointing", "group_by_length", "loss", "template")
+    names = ("accumulation", "batch_size", "checkpointing", "loss", "sampling", "template")
     result = trained(tmp_path, tiny_model, repeat=4, **{name: full[name] for name in names})
     assert result.report["steps"] == len(EXAMPLES) * 4 // (full["batch_size"] * full["accumulation"])
     assert math.isfinite(result.report["loss"]) and math.isfinite(result.report["valid_loss"])

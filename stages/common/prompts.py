@@ -37,8 +37,8 @@ def with_input(instruction: str, given: str) -> str:
 def detect(code: str, language: str) -> str:
     """Ask for a verdict on one snippet; the same words for both twins of a pair."""
     return (
-        "Is this code secure? Answer SAFE, or VULNERABLE and the CWE, on the first line. "
-        f"Then give the reason.\n\n{fenced(code, language)}"
+        "Is this code secure? Answer SAFE, or VULNERABLE and the CWE, on the first line.\n\n"
+        f"{fenced(code, language)}"
     )
 
 

@@ -14,6 +14,7 @@ from stages.mix import MixParams
 from stages.score import ScoreParams
 
 MIX = {"seed": "42", "rows": "10", "weights": "{coding: 3, fixes: 1}", "valid_share": "0.1"}
+MIX |= {"max_chars": "100", "order": "shuffled"}
 
 
 def written(folder: Path, text: str) -> Path:
