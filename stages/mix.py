@@ -25,7 +25,8 @@ CONVERTED = Path("data/converted")
 MIXED = Path("data/mixed")
 REPORT = Path("reports/mix.json")
 
-WINDOW = 32  # twos that are sorted by length among themselves, so that a batch has little padding
+BLOCK = 8  # examples of one kind side by side in paired order
+WINDOW = 8  # blocks that are sorted by length among themselves
 SHORTEST = 20  # characters of a normalised benchmark text that is also looked for inside longer texts
 
 Groups = dict[str, list[Example]]
@@ -39,7 +40,7 @@ class MixParams:
     rows: Annotated[int, Field(ge=1)]  # examples wanted in all, training and validation together
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative, by source
     max_chars: Annotated[int, Field(ge=1)]  # of prompt and answer; longer examples are left out, not cut
-    order: Literal["shuffled", "paired"]  # paired: both sides of a pair side by side, so in one batch
+    order: Literal["shuffled", "paired"]  # paired: see the function
     valid_share: Annotated[float, Field(gt=0, lt=1)]  # of the examples; export compares models on them
 
 
@@ -143,30 +144,36 @@ def divide(
 
 
 def paired(examples: list[Example], random_: random.Random) -> list[Example]:
-    """The same examples in twos: both sides of a pair, the rest with a neighbour of like length.
+    """The same examples in blocks of BLOCK: whole pairs of verdicts, or other examples, of like length.
 
-    With an even batch size both sides meet in one batch. What they share then cancels out of the gradient,
-    and what is left is the difference that the verdict depends on.
+    With a batch that divides BLOCK, both sides of a pair meet in one step. What they share then cancels out
+    of the gradient, and what is left is the difference that the verdict depends on. Other answers are
+    longer and would outweigh a verdict's few tokens, so they have blocks of their own.
     """
-
-    def size(example: Example) -> tuple[int, str]:
-        return len(example.prompt) + len(example.completion), example.id
-
     sides: dict[str, list[Example]] = {}
     for example in examples:
         if example.kind.startswith("detect_"):
             sides.setdefault(example.group, []).append(example)
-    twos = [pair for pair in sides.values() if len(pair) == 2]
-    together = {example.id for pair in twos for example in pair}
-    rest = sorted((example for example in examples if example.id not in together), key=size)
-    twos += [rest[index : index + 2] for index in range(0, len(rest) - 1, 2)]
-    random_.shuffle(twos)
-    windows = [
-        sorted(twos[start : start + WINDOW], key=lambda two: max(map(size, two)))
-        for start in range(0, len(twos), WINDOW)
-    ]
-    odd = rest[-1:] if len(rest) % 2 else []
-    return [example for window in windows for two in window for example in two] + odd
+    pairs = [pair for pair in sides.values() if len(pair) == 2]
+    together = {example.id for pair in pairs for example in pair}
+    singles = [[example] for example in examples if example.id not in together]
+    parts = blocks(pairs, BLOCK // 2) + blocks(singles, BLOCK)
+    full = [part for part in parts if len(part) == BLOCK]
+    random_.shuffle(full)
+    return [example for part in full + [part for part in parts if len(part) < BLOCK] for example in part]
+
+
+def blocks(units: list[list[Example]], count: int) -> list[list[Example]]:
+    """`count` units a block, sorted by length within some blocks so that each needs little padding."""
+
+    def size(unit: list[Example]) -> tuple[int, str]:
+        return max(len(example.prompt) + len(example.completion) for example in unit), unit[0].id
+
+    window = count * WINDOW
+    starts = range(0, len(units), window)
+    near = [unit for start in starts for unit in sorted(units[start : start + window], key=size)]
+    taken = (near[start : start + count] for start in range(0, len(near), count))
+    return [[example for unit in part for example in unit] for part in taken]
 
 
 def grouped(examples: list[Example]) -> Groups:

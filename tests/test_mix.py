@@ -257,7 +257,7 @@ def pair(n: int, length: int = 40) -> list[Example]:
 
 @pytest.mark.parametrize("singles", [0, 1, 7, 70])
 @pytest.mark.parametrize("pairs", [0, 1, 40])
-def test_paired_order_keeps_both_sides_in_every_even_batch(singles, pairs):
+def test_paired_order_keeps_both_sides_in_one_block_of_verdicts_alone(singles, pairs):
     draw = random.Random(singles + pairs)
     rows = [side for n in range(pairs) for side in pair(n, draw.randint(1, 400))]
     rows += [example(100 + n) for n in range(singles)]
@@ -265,10 +265,11 @@ def test_paired_order_keeps_both_sides_in_every_even_batch(singles, pairs):
     ordered = mix.paired(rows, random.Random(5))
     assert sorted(row.id for row in ordered) == sorted(row.id for row in rows)
     assert ordered == mix.paired(rows, random.Random(5))
-    for start in range(0, len(ordered), 2):
-        two = ordered[start : start + 2]
-        if any(row.kind.startswith("detect_") for row in two):
-            assert len({row.group for row in two}) == 1
+    full = [ordered[start : start + mix.BLOCK] for start in range(0, len(rows) - mix.BLOCK, mix.BLOCK)]
+    for block in full[: pairs * 2 // mix.BLOCK + singles // mix.BLOCK]:
+        verdicts = [row for row in block if row.kind.startswith("detect_")]
+        assert len(verdicts) in (0, mix.BLOCK)
+        assert all(count == 2 for count in Counter(row.group for row in verdicts).values())
 
 
 def test_a_pair_is_left_out_whole_and_other_examples_alone():
