@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common import cwe, files, prompts
+from stages.common import cwe, files, prompts, records
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
-from stages.common.records import Example, Sample, from_row, to_row
+from stages.common.records import Example, Sample
 
 FILTERED = Path("data/filtered")
 CONVERTED = Path("data/converted")
@@ -125,9 +125,7 @@ def main() -> None:
     source = parser.parse_args().source
     chosen = load(f"convert.{source}", ConvertParams)
 
-    path = FILTERED / f"{source}.jsonl"
-    rows = files.read_rows(path)
-    samples = [from_row(Sample, row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
+    samples = records.read(Sample, FILTERED / f"{source}.jsonl")
     converted = [example for sample in samples for example in examples(sample, chosen.tasks)]
     repeated = [name for name, count in Counter(example.id for example in converted).items() if count > 1]
     if repeated:
@@ -138,7 +136,7 @@ def main() -> None:
             f"convert.{source}.tasks: {tasks}; {len(samples)} samples gave no example, expected some"
         )
 
-    files.write_rows(CONVERTED / f"{source}.jsonl", map(to_row, converted))
+    files.write_rows(CONVERTED / f"{source}.jsonl", map(records.to_row, converted))
     kinds = Counter(example.kind for example in converted)
     made = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     print(f"convert {source}: {len(samples)} samples, {len(converted)} examples ({made})")

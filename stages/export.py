@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from stages.common import files, models
+from stages.common import files, models, records
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
-from stages.common.records import Example, from_row
+from stages.common.records import Example
 
 if TYPE_CHECKING:
     import torch
@@ -100,12 +100,11 @@ def main() -> None:
     chosen = load("export", ExportParams)
     os.environ["HF_HUB_OFFLINE"] = "1"
     manifest = files.read_json(BASE / "manifest.json")
+    examples = records.read(Example, VALID)[: chosen.parity_prompts]
+    if not examples:
+        raise PipelineError(f"{VALID}: 0 rows; expected some to compare the models on (mix.valid_share)")
     if not (ADAPTER / "adapter_config.json").exists():
         raise PipelineError(f"{ADAPTER}: no adapter_config.json; expected an adapter (train writes it)")
-    rows = files.read_rows(VALID)[: chosen.parity_prompts]
-    if not rows:
-        raise PipelineError(f"{VALID}: 0 rows; expected some to compare the models on (mix.valid_share)")
-    examples = [from_row(Example, row, f"{VALID}:{number}") for number, row in enumerate(rows, 1)]
     from peft import PeftModel
     from transformers import AutoTokenizer
 

@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common import files, suites
+from stages.common import files, records, suites
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
-from stages.common.records import Example, from_row, to_row
+from stages.common.records import Example
 
 CONVERTED = Path("data/converted")
 MIXED = Path("data/mixed")
@@ -184,12 +184,6 @@ def grouped(examples: list[Example]) -> Groups:
     return groups
 
 
-def read(source: str) -> list[Example]:
-    """The converted examples of a source."""
-    path = CONVERTED / f"{source}.jsonl"
-    return [from_row(Example, row, f"{path}:{number}") for number, row in enumerate(files.read_rows(path), 1)]
-
-
 def main() -> None:
     """Mix all sources of `mix.weights`."""
     argparse.ArgumentParser(
@@ -202,7 +196,7 @@ def main() -> None:
     sources: dict[str, dict[str, int]] = {}
     wanted = quotas(chosen.weights, chosen.rows)
     for source in chosen.weights:
-        converted = read(source)
+        converted = records.read(Example, CONVERTED / f"{source}.jsonl")
         available = grouped(short(converted, chosen.max_chars))
         clean, dirty = decontaminate(available, tasks)
         part = take(clean, wanted[source], random.Random(f"{chosen.seed}/{source}"))
@@ -223,8 +217,8 @@ def main() -> None:
             "expected some of both (params.yaml)"
         )
 
-    files.write_rows(MIXED / "train.jsonl", map(to_row, train))
-    files.write_rows(MIXED / "valid.jsonl", map(to_row, valid))
+    files.write_rows(MIXED / "train.jsonl", map(records.to_row, train))
+    files.write_rows(MIXED / "valid.jsonl", map(records.to_row, valid))
     files.write_json(
         REPORT,
         {

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.common import files, models, prompts
+from stages.common import files, models, prompts, records
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
-from stages.common.records import Example, from_row
+from stages.common.records import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,11 +69,6 @@ class TrainParams:
     checkpointing: bool  # recompute activations: less memory, about a third slower
     sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
     logging_steps: Count
-
-
-def read(path: Path) -> list[Example]:
-    """The mixed examples of one split."""
-    return [from_row(Example, row, f"{path}:{number}") for number, row in enumerate(files.read_rows(path), 1)]
 
 
 def dataset(examples: list[Example]) -> "Dataset":
@@ -271,7 +266,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from trl import SFTTrainer
 
-    train, valid = read(MIXED / "train.jsonl"), read(MIXED / "valid.jsonl")
+    train, valid = (records.read(Example, MIXED / f"{split}.jsonl") for split in ("train", "valid"))
     tokens = tokenizer(chosen)
     sizes = lengths(train, tokens)
     truncated = sum(size > chosen.max_length for size in sizes)

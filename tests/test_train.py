@@ -36,7 +36,8 @@ EXAMPLES = [
 
 def settings(**changes: Any) -> dict[str, Any]:
     """The default parameters with changes that suit the tiny model."""
-    small = {"batch_size": 4, "epochs": 1, "learning_rate": 0.01, "max_length": 256, "logging_steps": 1}
+    small = {"batch_size": 4, "accumulation": 1, "epochs": 1, "learning_rate": 0.01, "max_length": 256}
+    small["logging_steps"] = 1
     return {**chosen("train"), **small, **changes}
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.common import files
 from stages.common.errors import PipelineError
 
 T = TypeVar("T")
@@ -46,6 +48,11 @@ class Example:
 def to_row(record: Sample | Example) -> dict[str, Any]:
     """A record as a plain dictionary, keys in field order."""
     return asdict(record)
+
+
+def read(cls: type[T], path: Path) -> list[T]:
+    """The records of a JSON lines file, in order."""
+    return [from_row(cls, row, f"{path}:{number}") for number, row in enumerate(files.read_rows(path), 1)]
 
 
 def from_row(cls: type[T], row: Mapping[str, Any], where: str) -> T:
