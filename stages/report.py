@@ -8,6 +8,7 @@ In: the reports of all other stages. Out: reports/metrics.json and reports/repor
 
 import argparse
 import csv
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ MANIFEST = Path("models/base/manifest.json")
 
 MODELS = ("base", "tuned")
 DETECTION = ("balanced_accuracy", "recall", "specificity", "mcc", "pair_correct", "invalid_rate")
-ANSWERS = 10
+ANSWERS, SEED = 10, 1
 
 # Names of the headline metrics, where they differ from "<suite>.pass_rate".
 HEADLINES = {suites.HUMANEVAL.stem: ("coding", "pass_at_1"), "reference_tests": ("reference_tests", "passed")}
@@ -129,10 +130,10 @@ def funnel(mix: files.Row, filters: dict[str, files.Row]) -> list[files.Row]:
     return result
 
 
-def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, evenly spaced."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
+def drawn(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` items, drawn with a fixed seed, in their order."""
+    places = random.Random(SEED).sample(range(len(items)), min(count, len(items)))
+    return [items[place] for place in sorted(places)]
 
 
 def side_by_side(answers: dict[str, list[files.Row]]) -> list[files.Row]:
@@ -150,7 +151,7 @@ def side_by_side(answers: dict[str, list[files.Row]]) -> list[files.Row]:
         suites_.setdefault(row["suite"], []).append(row["id"])
     quota = [ANSWERS // len(suites_) + (place < ANSWERS % len(suites_)) for place in range(len(suites_))]
     chosen = [
-        name for names, count in zip(suites_.values(), quota, strict=True) for name in spread(names, count)
+        name for names, count in zip(suites_.values(), quota, strict=True) for name in drawn(names, count)
     ]
     return [
         {
