@@ -218,7 +218,7 @@ def small(params: dict[str, Any], model: Path) -> dict[str, Any]:
     params["fetch"]["coding"]["origins"] = params["fetch"]["coding"]["origins"][1:2]
     params["base"] |= {"uri": f"file:{model}", "pad_token": PAD}
     params["mix"] |= {"rows": 40, "valid_share": 0.1}
-    params["train"] |= {"epochs": 1, "batch_size": 4, "accumulation": 1, "max_length": 256}
+    params["train"] |= {"epochs": 1, "batch_size": 4, "accumulation": 1, "max_length": 2048}
     params["train"] |= {"logging_steps": 2}
     params["export"] |= {"parity_prompts": 2, "min_agreement": 0.0}
     params["generate"]["max_new_tokens"] = dict.fromkeys(params["generate"]["max_new_tokens"], 8)
