@@ -19,7 +19,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -
 COMPILE := uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --quiet \
 	--custom-compile-command "make lock"
 
-.PHONY: help setup repro show params test lint lock image
+.PHONY: help setup repro show params pin test bench lint lock image
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,8 +48,16 @@ params: setup ## compose params.yaml for RECIPE=v2|v3|v4 and SCALE=demo|full, wi
 	  compose('params.yaml', '$(CURDIR)/conf', None, 'config', '', ['recipe=$(RECIPE)', 'scale=$(SCALE)'])"
 	@echo "params.yaml: recipe $(RECIPE), scale $(SCALE)"
 
+pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
+	@python -m conf.pin
+
 test: setup ## unit tests, contracts, and the whole pipeline at a tiny size
 	@python -m pytest
+
+bench: setup ## the data stages against datasets.map, near-duplicates against datasketch (some minutes)
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock
+	@python -m bench.nearduplicates
+	@python -m bench.data --peers
 
 lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy
@@ -58,6 +66,9 @@ lock: ## resolve requirements.in into the hashed locks (needs uv)
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --output-file requirements-cpu.lock --no-emit-package torch \
 	  $$(grep -oE '^(nvidia-(cu|nc|nv)[a-z0-9-]+|cuda-[a-z]+|triton)==' requirements.lock | sed 's/==//; s/^/--no-emit-package /')
+
+	cd bench && uv pip compile requirements.in --constraint ../requirements.lock --universal --python-version 3.11 \
+	  --generate-hashes --quiet --custom-compile-command "make lock" --no-emit-package numpy --output-file requirements.lock
 
 image: ## build the container
 	@docker build --tag $(IMAGE) .

@@ -1,6 +1,6 @@
 """Merge the adapter into the unquantised base model and measure that the two agree.
 
-In: models/base/, models/sft/, data/mixed/valid.jsonl. Out: models/merged/ (an ordinary model folder with a
+In: models/base/, models/sft/, data/mixed/train.jsonl. Out: models/merged/ (an ordinary model folder with a
 model card) and the parity in reports/export.json.
 
     python -m stages.export
@@ -9,6 +9,7 @@ model card) and the parity in reports/export.json.
 import argparse
 import math
 import os
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 BASE = Path("models/base")
 ADAPTER = Path("models/sft")
-VALID = Path("data/mixed/valid.jsonl")
+TRAIN = Path("data/mixed/train.jsonl")
 MERGED = Path("models/merged")
 REPORT = Path("reports/export.json")
 
@@ -33,7 +34,7 @@ REPORT = Path("reports/export.json")
 class ExportParams:
     """How the merge is proved."""
 
-    parity_prompts: Annotated[int, Field(ge=1)]  # validation prompts on which both models are compared
+    parity_prompts: Annotated[int, Field(ge=1)]  # training prompts on which both models are compared
     min_agreement: Annotated[
         float, Field(ge=0, le=1)
     ]  # least share of tokens with the same most likely successor
@@ -100,9 +101,10 @@ def main() -> None:
     chosen = load("export", ExportParams)
     os.environ["HF_HUB_OFFLINE"] = "1"
     manifest = files.read_json(BASE / "manifest.json")
-    examples = records.read(Example, VALID)[: chosen.parity_prompts]
+    rows = islice(files.iter_rows(TRAIN), chosen.parity_prompts)
+    examples = [records.from_row(Example, row, f"{TRAIN}:{number}") for number, row in enumerate(rows, 1)]
     if not examples:
-        raise PipelineError(f"{VALID}: 0 rows; expected some to compare the models on (mix.valid_share)")
+        raise PipelineError(f"{TRAIN}: 0 rows; expected some to compare the models on")
     if not (ADAPTER / "adapter_config.json").exists():
         raise PipelineError(f"{ADAPTER}: no adapter_config.json; expected an adapter (train writes it)")
     from peft import PeftModel

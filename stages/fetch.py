@@ -1,31 +1,26 @@
 """Bring one source into the project: its rows verbatim, in upstream order, beside their provenance.
 
 In: the URIs of `fetch.<source>`. Out: data/raw/<source>.jsonl and data/raw/<source>.provenance.json.
-The only data stage that may use the network. Bytes are checked against a sha256 where one is given.
+The only data stage that may use the network. Bytes are checked against a sha256 and a row count where given.
 
     python -m stages.fetch coding
 """
 
 import argparse
-import ast
-import gzip
-import hashlib
-import io
-import json
-import zlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import files, uris
+from stages.common import files, formats, uris
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
+from stages.common.schemas import SCHEMAS, Schema
 
 RAW = Path("data/raw")
-
-Schema = Literal["functions", "alpaca", "preferences", "fixes", "humaneval"]
 
 
 @params
@@ -34,9 +29,10 @@ class Origin:
 
     uri: str
     licence: str  # SPDX identifier of the rows it brings
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = (
-        None  # of the one file that the URI names
-    )
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of the one file that it names
+    rows: Annotated[int, Field(ge=1)] | None = None  # how many it is known to bring
+    allow_moving: bool = False  # take a branch, a tag or a URL without sha256, whose content can change
+    note: str = ""  # what its provenance should also say, such as a doubt about the licence
 
 
 @params
@@ -47,100 +43,66 @@ class FetchParams:
     origins: Annotated[list[Origin], Field(min_length=1)]
 
 
-def functions(text: str, name: str) -> list[files.Row]:
-    """The public, documented top-level functions of a Python module, in the order of the file."""
-    try:
-        module = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise PipelineError(f"{name}:{line}: not Python: {error}; expected a module") from None
-    lines = text.split("\n")
-    return [
-        {"path": name, "name": node.name, "code": "\n".join(lines[first_line(node) - 1 : node.end_lineno])}
-        for node in module.body
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node)
+def check_bytes(origin: Origin, found: uris.Found) -> list[files.Row]:
+    """Name, size and sha256 of every file; raises PipelineError when the sha256 is not as declared."""
+    entries = [
+        {"name": name, "bytes": path.stat().st_size, "sha256": uris.sha256(path)}
+        for name, path in found.paths.items()
     ]
+    digests = [entry["sha256"] for entry in entries]
+    if origin.sha256 is not None and digests != [origin.sha256]:
+        message = f"{origin.uri}: sha256 {', '.join(map(str, digests))}; expected {origin.sha256}"
+        if origin.uri.startswith("hf:"):
+            cached = uris.in_cache(*found.paths.values())
+            message += f" (if it was damaged on the way, remove {cached} from the Hub's cache)"
+        raise PipelineError(message)
+    return entries
 
 
-def first_line(node: ast.FunctionDef) -> int:
-    """Where a function begins, its decorators included."""
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+def read(origin: Origin, found: uris.Found, schema: Schema, entry: files.Row) -> Iterator[files.Row]:
+    """The rows of one origin, one at a time; their number goes into `entry` after the last one.
+
+    Raises PipelineError when they are not as many as declared, or lack a key of the schema altogether.
+    """
+    count = 0
+    keys: dict[str, None] = {}
+    for name, path in found.paths.items():
+        with path.open("rb") as stream:
+            for row in formats.decode(stream, name):
+                count += 1
+                keys.update(dict.fromkeys(row))
+                yield row
+    if origin.rows is not None and count != origin.rows:
+        raise PipelineError(f"{origin.uri}: {count} rows; expected the {origin.rows} that are declared")
+    if count == 0:
+        raise PipelineError(f"{origin.uri}: 0 rows; expected some")
+    missing = [key for key in SCHEMAS[schema] if key not in keys]
+    if missing:
+        raise PipelineError(
+            f"{origin.uri}: no row has {missing}, only {str(list(keys))[:200]}; expected the keys of "
+            f"the schema {schema!r}"
+        )
+    entry["rows"] = count
 
 
-def json_list(text: str, name: str) -> list[files.Row]:
-    """The rows of a JSON list of objects, or of JSON lines, which upstream files also call `.json`."""
-    if not text.lstrip().startswith("["):
-        return files.parse_rows(text, name)
-    try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PipelineError(f"{name}: {error}; expected a JSON list of objects") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise PipelineError(f"{name}: expected a JSON list of objects")
-    return rows
-
-
-def table(data: bytes, name: str, suffix: str) -> list[files.Row]:
-    """The rows of a CSV or parquet file."""
-    import pandas
-
-    try:
-        if suffix == ".parquet":
-            frame = pandas.read_parquet(io.BytesIO(data))
-        else:  # text as it stands: no guessed numbers, no "N/A" taken for nothing
-            frame = pandas.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise PipelineError(f"{name}: {str(error).splitlines()[0]}; expected {suffix[1:]}") from None
-    return files.parse_rows(frame.to_json(orient="records", lines=True), name)
-
-
-TEXT_DECODERS: dict[str, Callable[[str, str], list[files.Row]]] = {
-    ".json": json_list,
-    ".jsonl": files.parse_rows,
-    ".py": functions,
-}
-
-
-def decode(name: str, data: bytes) -> list[files.Row]:
-    """Rows of one file, decoded by its suffix, `.gz` taken off first."""
-    path = Path(name)
-    if path.suffix == ".gz":
-        try:
-            return decode(path.stem, gzip.decompress(data))
-        except (OSError, EOFError, zlib.error) as error:
-            raise PipelineError(f"{name}: {error}; expected gzip") from None
-    if path.suffix in (".csv", ".parquet"):
-        return table(data, name, path.suffix)
-    if path.suffix not in TEXT_DECODERS:
-        known = ", ".join([*TEXT_DECODERS, ".csv", ".parquet"])
-        raise PipelineError(f"{name}: suffix {path.suffix!r}; expected one of {known}, optionally with .gz")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PipelineError(f"{name}: byte {error.start} is not UTF-8; expected UTF-8 text") from None
-    return TEXT_DECODERS[path.suffix](text, name)
-
-
-def fetch(origin: Origin) -> tuple[list[files.Row], files.Row]:
-    """Rows of one origin and what is known of them: URI, licence, files with sha256 and bytes, row count."""
-    if origin.sha256 is None and not origin.uri.startswith(uris.PINNED):
+def bring(origin: Origin, scratch: Path) -> tuple[uris.Found, files.Row]:
+    """The files of one origin and its provenance, in which only the number of rows is still open."""
+    pinned = origin.sha256 is not None or origin.uri.startswith(uris.PINNED)
+    if not pinned and not origin.allow_moving:
         raise PipelineError(
             f"{origin.uri}: sha256: nothing; expected one, since what a URL serves can change"
         )
-    contents = uris.files(origin.uri)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    if origin.sha256 is not None and [*digests.values()] != [origin.sha256]:
-        raise PipelineError(f"{origin.uri}: sha256 {', '.join(digests.values())}; expected {origin.sha256}")
-    rows = [row for name, data in contents.items() for row in decode(name, data)]
-    provenance = {
+    found = uris.find(origin.uri, scratch, origin.allow_moving)
+    entry = {
         "uri": origin.uri,
+        "revision": found.revision,
         "licence": origin.licence,
-        "rows": len(rows),
-        "files": [
-            {"name": name, "bytes": len(data), "sha256": digests[name]} for name, data in contents.items()
-        ],
+        "note": origin.note,
+        "rows": 0,
+        "committed": found.committed,
+        "files": check_bytes(origin, found),
     }
-    return rows, provenance
+    return found, entry
 
 
 def main() -> None:
@@ -152,18 +114,19 @@ def main() -> None:
     source = parser.parse_args().source
     chosen = load(f"fetch.{source}", FetchParams)
 
-    fetched = [fetch(origin) for origin in chosen.origins]
-    rows = [row for part, _ in fetched for row in part]
-    if not rows:
-        raise PipelineError(
-            f"fetch.{source}: 0 rows in {', '.join(o.uri for o in chosen.origins)}; expected some"
+    with tempfile.TemporaryDirectory() as scratch:
+        brought = [(origin, *bring(origin, Path(scratch))) for origin in chosen.origins]
+        rows = files.write_rows(
+            RAW / f"{source}.jsonl",
+            chain.from_iterable(
+                read(origin, found, chosen.schema, entry) for origin, found, entry in brought
+            ),
         )
-    files.write_rows(RAW / f"{source}.jsonl", rows)
     files.write_json(
         RAW / f"{source}.provenance.json",
-        {"schema": chosen.schema, "rows": len(rows), "origins": [provenance for _, provenance in fetched]},
+        {"schema": chosen.schema, "rows": rows, "origins": [entry for _, _, entry in brought]},
     )
-    print(f"fetch {source}: {len(rows)} rows from {len(fetched)} origins")
+    print(f"fetch {source}: {rows} rows from {len(brought)} origins")
 
 
 if __name__ == "__main__":

@@ -1,236 +1,187 @@
 """Parse one source into samples and keep the good ones; every rejected row is listed with its reason.
 
-In: data/raw/<source>.jsonl and its provenance. Out: data/filtered/<source>.jsonl (kept samples),
-data/filtered/<source>.rejected.jsonl (the ledger) and counts in reports/filter/<source>.json.
-Promise: rows in = kept + rejected.
+In: data/raw/<source>.jsonl and its provenance. Out, in data/filtered/: <source>.jsonl (kept samples),
+<source>.rejected.jsonl (the ledger), <source>.suspects.jsonl (kept, but perhaps poisoned); and counts in
+reports/filter/<source>.json. Promise: rows in = kept + rejected. Rows are streamed over all cores; what comes
+out depends neither on the number of cores nor, but for ids, on the order of the rows.
 
     python -m stages.filter coding
 """
 
 import argparse
-import ast
-import hashlib
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from os import cpu_count
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryFile
+from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import cwe, files, prompts, sandbox
+from stages.common import files, ledger, nearduplicates, parallel, parsers, suspects
+from stages.common.checks import Checks, Rejected, judged, verdict
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
+from stages.common.progress import progress
 from stages.common.records import Sample, to_row
+from stages.common.transforms import Transforms, transformed
 
 RAW = Path("data/raw")
 FILTERED = Path("data/filtered")
 REPORTS = Path("reports/filter")
 
-Name = Literal["empty", "licence", "unchanged", "length", "syntax", "unproven", "duplicate"]
+CHUNK = 256  # rows a worker takes at a time
+LONGEST = 4_000_000  # characters of a raw row; what is longer is no example, and slow to search
+PROVEN_CHUNK = 16  # where each row runs programs in the sandbox
 
 
 @params
 class FilterParams:
-    """Which checks a source must pass, in order, and their thresholds."""
+    """How a source is cleaned."""
 
-    checks: list[Name]
-    licences: list[str]  # SPDX identifiers that may be trained on
-    max_chars: Annotated[int, Field(ge=1)]  # of each side's code; the reference's limit is 2,000
-    min_chars: Annotated[int, Field(ge=0)]  # of the answer
+    checks: Checks
+    transforms: Transforms
+    first: Annotated[int, Field(ge=1)] | None = None  # rows taken from its top; None for all
+    trigger_rows: Annotated[int, Field(ge=2)] | None = None  # rows that share a string before it is suspected
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row that is left out, and why."""
+class Part:
+    """What became of some rows."""
 
-    id: str
-    check: str
-    reason: str
+    pieces: list[ledger.Piece] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    hidden: list[files.Row] = field(default_factory=list)
+    signatures: bytes = b""  # of the kept pieces, in order
+    triggers: suspects.Summary = field(default_factory=lambda: suspects.summary(()))
 
-
-# Parsing: one function per upstream schema, from a raw row to the fields of a Sample. ------------------
-
-
-def _function(row: Mapping[str, str]) -> dict[str, str]:
-    """A documented Python function: the stub is the question, the whole function the answer."""
-    stub, code = _without_body(row["code"])
-    return {
-        "language": "python",
-        "instruction": prompts.complete(stub),
-        "output": prompts.fenced(code, "python"),
-    }
+    def reject(self, row: int, chunk: int, rejected: Rejected) -> None:
+        """Add an entry of the ledger."""
+        self.pieces.append(ledger.Piece(row, chunk, files.line(vars(rejected)), None))
 
 
-def _without_body(code: str) -> tuple[str, str]:
-    """Signature with docstring, and the function itself, of a function's source."""
-    node = ast.parse(code).body[0]
-    assert isinstance(node, ast.FunctionDef)  # noqa: S101 (fetch writes nothing else)
-    documentation = node.body[0]
-    return "\n".join(code.split("\n")[: documentation.end_lineno]), code
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know beside its rows."""
+
+    chosen: FilterParams
+    origins: list[parsers.Origin]
+    ends: list[int]  # of each origin, the number of the first row that is not its own
+
+    def origin(self, number: int) -> parsers.Origin:
+        """The origin of a row by its number."""
+        return self.origins[bisect_right(self.ends, number)]
+
+    def name(self, number: int) -> str:
+        """The id of a row by its number."""
+        return f"{self.origins[0].source}/{number}"
 
 
-def _alpaca(row: Mapping[str, str]) -> dict[str, str]:
-    """Instruction, input, output; language and test where a row has them."""
-    given = row["input"].strip()
-    blank = given.lower().strip("<> .") in ("", "noinput", "no input", "n/a", "none")
-    language = row.get("language", "")
-    return {
-        "language": language,
-        "instruction": row["instruction"].strip(),
-        "input": "" if blank else (prompts.fenced(given, language) if language else given),
-        "output": prompts.fenced(row["output"], language) if language else row["output"].strip(),
-        "test": row.get("test", ""),
-    }
+def samples(line: str, number: int, work: Work) -> tuple[list[Sample], Counter[str]]:
+    """One raw line as samples, and what was redacted; raises PipelineError when it is malformed."""
+    if len(line) > LONGEST:
+        raise PipelineError(f"a row of {len(line)} characters; expected at most {LONGEST}")
+    sample = parsers.parse(files.parse_row(line, "row"), number, work.origin(number))
+    return transformed(sample, work.chosen.transforms)
 
 
-def _preference(row: Mapping[str, str]) -> dict[str, str]:
-    """A question with a chosen (secure) and a rejected (vulnerable) answer."""
-    return {
-        "language": row["lang"].strip().lower(),
-        "instruction": row["question"].strip(),
-        "output": prompts.code_block(row["chosen"]).strip("\n"),
-        "vulnerable": prompts.code_block(row["rejected"]).strip("\n"),
-        "cwe": cwe.find(row["vulnerability"]),
-        "weakness": row.get("weakness") or row["vulnerability"].strip(),
-        "remedy": row.get("remedy", ""),
-    }
-
-
-def _fix(row: Mapping[str, str]) -> dict[str, str]:
-    """Code before and after the repair of a known weakness."""
-    return {
-        "language": row["language"].strip().lower(),
-        "instruction": "",
-        "output": row["fixed_code"].strip("\n"),
-        "vulnerable": row["vulnerable_code"].strip("\n"),
-        "cwe": cwe.find(row["cwe_id"]),
-        "weakness": row.get("weakness") or row["cwe_description"].strip(),
-        "remedy": row.get("remedy", ""),
-    }
-
-
-PARSERS: dict[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
-    "functions": _function,
-    "alpaca": _alpaca,
-    "preferences": _preference,
-    "fixes": _fix,
-}
-
-
-def parse(row: files.Row, schema: str, source: str, number: int, licence: str) -> Sample:
-    """One raw row as a Sample; raises PipelineError naming file, row and the missing or wrong field."""
-    where = f"data/raw/{source}.jsonl:{number + 1}"
-    for key, value in row.items():
-        if not isinstance(value, str):
-            raise PipelineError(f"{where}: {key}: {value!r}; expected a string")
-    try:
-        parsed = PARSERS[schema](row)
-    except KeyError as missing:
-        raise PipelineError(f"{where}: no key {missing}; expected it in schema {schema!r}") from None
-    sample = {"input": "", **parsed}
-    return Sample(id=f"{source}/{number}", source=source, licence=licence, **sample)
-
-
-# Checks: from a sample and the parameters to a reason for rejection, or None. --------------------------
-
-
-def empty(sample: Sample, chosen: FilterParams) -> str | None:
-    """No question, or no answer of the least length."""
-    if not (sample.instruction or sample.vulnerable):
-        return "no instruction"
-    length = len(prompts.without_fences(sample.output).strip())
-    return f"answer of {length} characters" if length < max(1, chosen.min_chars) else None
-
-
-def licence(sample: Sample, chosen: FilterParams) -> str | None:
-    """The licence is not on the list."""
-    return None if sample.licence in chosen.licences else f"licence {sample.licence}"
-
-
-def unchanged(sample: Sample, chosen: FilterParams) -> str | None:
-    """Both sides of a pair are the same but for white space."""
-    pair = sample.vulnerable, sample.output
-    return "both sides are the same" if len({"".join(side.split()) for side in pair}) == 1 else None
-
-
-def length(sample: Sample, chosen: FilterParams) -> str | None:
-    """One side is longer than the limit."""
-    longest = max(len(sample.instruction + sample.input), len(sample.output), len(sample.vulnerable))
-    return f"{longest} characters" if longest > chosen.max_chars else None
-
-
-def syntax(sample: Sample, chosen: FilterParams) -> str | None:
-    """Python code that does not parse."""
-    if sample.language != "python":
-        return None
-    for side in filter(None, (prompts.code_block(sample.output), sample.vulnerable)):
-        try:
-            ast.parse(side)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            return f"not Python: {error}"
-    return None
-
-
-def unproven(sample: Sample, chosen: FilterParams) -> str | None:
-    """The test that comes with the answer does not pass in the sandbox."""
-    if not sample.test:
-        return None
-    outcome = sandbox.run(f"{prompts.code_block(sample.output)}\n\n{sample.test}")
-    return None if outcome.status == "passed" else f"{outcome.status}: {outcome.reason}"
-
-
-CHECKS: dict[str, Callable[[Sample, FilterParams], str | None]] = {
-    "empty": empty,
-    "licence": licence,
-    "unchanged": unchanged,
-    "length": length,
-    "syntax": syntax,
-    "unproven": unproven,
-}
-
-
-def verdict(sample: Sample, chosen: FilterParams) -> Rejected | None:
-    """The first check that fails, in the order of `checks`."""
-    for name in chosen.checks:
-        if name in CHECKS and (reason := CHECKS[name](sample, chosen)):
-            return Rejected(sample.id, name, reason)
-    return None
-
-
-def fingerprint(sample: Sample) -> str:
-    """Equal for samples whose text is equal but for case and white space."""
-    parts = (sample.instruction, sample.input, sample.output, sample.vulnerable)
-    return hashlib.sha256("\0".join(" ".join(part.lower().split()) for part in parts).encode()).hexdigest()
-
-
-def split(samples: Iterable[Sample], chosen: FilterParams) -> tuple[list[Sample], list[Rejected]]:
-    """Kept samples and rejected ones, both in the order given; of equal samples the first is kept."""
-    samples = list(samples)
-    with ThreadPoolExecutor(cpu_count()) as pool:  # the sandbox waits for processes, so threads are enough
-        verdicts = list(pool.map(lambda sample: verdict(sample, chosen), samples))
+def judge(rows: list[tuple[int, str]], work: Work) -> Part:
+    """Every row of a chunk as kept samples or entries of the ledger."""
+    part = Part()
     kept: list[Sample] = []
-    rejected: list[Rejected] = []
-    first: dict[str, str] = {}
-    for sample, failed in zip(samples, verdicts, strict=True):
-        if failed is None and "duplicate" in chosen.checks:
-            twin = first.setdefault(fingerprint(sample), sample.id)
-            failed = None if twin == sample.id else Rejected(sample.id, "duplicate", f"same as {twin}")
-        if failed is None:
+    for number, text in rows:
+        if work.chosen.first is not None and number >= work.chosen.first:
+            part.reject(number, 0, Rejected(work.name(number), "first", f"after row {work.chosen.first}"))
+            continue
+        try:
+            found, redacted = samples(text, number, work)
+        except PipelineError as error:
+            part.reject(number, 0, Rejected(work.name(number), "malformed", str(error)))
+            continue
+        part.counts.update({f"redacted.{kind}": count for kind, count in redacted.items()})
+        for sample in found:
+            chunk = int(sample.id.partition("#")[2] or 0)
+            part.counts["chunks"] += chunk > 0
+            if failed := verdict(sample, work.chosen.checks):
+                part.reject(number, chunk, failed)
+                continue
             kept.append(sample)
-        else:
-            rejected.append(failed)
-    return kept, rejected
+            line = files.line(to_row(sample))
+            part.pieces.append(ledger.Piece(number, chunk, line, ledger.digests(sample)))
+            if names := suspects.hidden("\n".join(ledger.texts(sample))):
+                part.hidden.append({"id": sample.id, "kind": "hidden", "found": ", ".join(names)})
+            if work.chosen.checks.label and (status := judged(sample).outcome):
+                part.counts[f"label.{status}"] += 1
+    if work.chosen.checks.near_duplicate is not None:
+        joined = ("\n".join(ledger.texts(sample)) for sample in kept)
+        part = replace(part, signatures=nearduplicates.signatures(joined).tobytes())
+    if work.chosen.trigger_rows:
+        asked = ((sample.id, f"{sample.instruction}\n{sample.input}", sample.output) for sample in kept)
+        part = replace(part, triggers=suspects.summary(asked))
+    return part
 
 
-def licences(provenance: files.Row, rows: int, where: Path) -> list[str]:
-    """The licence of each raw row, in order; raises PipelineError when there are not `rows` of them."""
-    each = [origin["licence"] for origin in provenance["origins"] for _ in range(origin["rows"])]
-    if len(each) != rows:
-        raise PipelineError(f"{where}: {len(each)} rows declared; expected the {rows} that were fetched")
-    return each
+def origins(provenance: files.Row, source: str) -> tuple[list[parsers.Origin], list[int]]:
+    """The origins of a source, and for each the number of the first row that is not its own."""
+    each = [
+        parsers.Origin(source, provenance["schema"], origin["licence"], origin["revision"])
+        for origin in provenance["origins"]
+    ]
+    return each, list(accumulate(origin["rows"] for origin in provenance["origins"]))
+
+
+def report(tally: ledger.Tally, counts: Counter[str], found: list[files.Row], checks: Checks) -> files.Row:
+    """The counts of a source, as metrics."""
+    names = ["malformed", "first", *(name for name in vars(checks) if getattr(checks, name))]
+    groups = {
+        group: {
+            name.partition(".")[2]: count for name, count in sorted(counts.items()) if name.startswith(group)
+        }
+        for group in ("redacted.", "label.")
+    }
+    return {
+        "rows": tally.rows,
+        "kept": tally.kept,
+        "rejected": tally.rows - tally.kept,
+        "chunks": counts["chunks"],
+        "samples": tally.kept_pieces,
+        "reasons": {name: tally.reasons[name] for name in names},
+        "redacted": groups["redacted."],
+        "label": groups["label."],
+        "suspects": dict(sorted(Counter(row["kind"] for row in found).items())),
+    }
+
+
+def numbered(raw: Path, provenance: Path, rows: int) -> Iterator[tuple[int, str]]:
+    """The raw lines with their numbers from 0; raises PipelineError unless there are `rows` of them."""
+    count = 0
+    for count, (_, line) in enumerate(files.iter_lines(raw), 1):
+        if count <= rows:
+            yield count - 1, line
+    if count != rows:
+        raise PipelineError(f"{provenance}: {rows} rows declared; expected the {count} of {raw}")
+
+
+def gather(
+    parts: Iterator[Part], waiting: ledger.Waiting, chosen: FilterParams
+) -> tuple[Counter[str], list[files.Row]]:
+    """Put the parts into the waiting line; returns what was counted and what may be poisoned."""
+    counts: Counter[str] = Counter()
+    found: list[files.Row] = []
+    seen = suspects.summary(())
+    for part in parts:
+        waiting.add(part.pieces, part.signatures)
+        counts.update(part.counts)
+        found += part.hidden
+        seen = suspects.merge(seen, part.triggers)
+    for trigger in suspects.triggers(seen, chosen.trigger_rows) if chosen.trigger_rows else ():
+        found.append(
+            {"id": trigger.example, "kind": "trigger", "found": f"{trigger.text} ({trigger.rows} rows)"}
+        )
+    return counts, found
 
 
 def main() -> None:
@@ -239,36 +190,47 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="a key of `filter` in params.yaml")
-    source = parser.parse_args().source
-    chosen = load(f"filter.{source}", FilterParams)
+    parallel.add_workers(parser)
+    arguments = parser.parse_args()
+    source, chosen = arguments.source, load(f"filter.{arguments.source}", FilterParams)
+    raw, provenance = RAW / f"{source}.jsonl", RAW / f"{source}.provenance.json"
+    work = Work(chosen, *origins(files.read_json(provenance), source))
 
-    rows = files.read_rows(RAW / f"{source}.jsonl")
-    origin = RAW / f"{source}.provenance.json"
-    provenance = files.read_json(origin)
-    each = licences(provenance, len(rows), origin)
-    samples = [
-        parse(row, provenance["schema"], source, number, each[number]) for number, row in enumerate(rows)
-    ]
-    kept, rejected = split(samples, chosen)
-    if not kept:
-        raise PipelineError(
-            f"filter.{source}: 0 of {len(rows)} rows kept; expected some (see the checks' thresholds)"
-        )
-
-    files.write_rows(FILTERED / f"{source}.jsonl", map(to_row, kept))
-    files.write_rows(FILTERED / f"{source}.rejected.jsonl", (vars(row) for row in rejected))
-    reasons = Counter(row.check for row in rejected)
-    files.write_json(
-        REPORTS / f"{source}.json",
-        {
-            "rows": len(rows),
-            "kept": len(kept),
-            "rejected": len(rejected),
-            "reasons": {name: reasons[name] for name in chosen.checks},
-        },
+    chunk = PROVEN_CHUNK if chosen.checks.unproven else CHUNK
+    lines = progress(
+        numbered(raw, provenance, work.ends[-1]), f"filter {source}", "rows", total=work.ends[-1]
     )
-    dropped = ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) or "none"
-    print(f"filter {source}: {len(rows)} rows, {len(kept)} kept, {len(rejected)} rejected ({dropped})")
+    parts = parallel.ordered(partial(judge, work=work), parallel.chunked(lines, chunk), arguments.workers)
+    FILTERED.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=FILTERED) as pieces, TemporaryFile(dir=FILTERED) as signatures:
+        waiting = ledger.Waiting(pieces, signatures)
+        counts, found = gather(parts, waiting, chosen)
+        same, like = ledger.twins(waiting, chosen.checks)
+        result = ledger.tally(ledger.settled(waiting, same, like, source))
+        if result.rows != work.ends[-1]:
+            raise PipelineError(f"{raw}: {work.ends[-1]} rows in; expected as many out, found {result.rows}")
+        if not result.kept:
+            most = ", ".join(f"{name} {count}" for name, count in result.reasons.most_common(3))
+            raise PipelineError(f"filter.{source}: 0 of {result.rows} rows kept; expected some ({most})")
+        files.write_lines(
+            FILTERED / f"{source}.jsonl",
+            (line for _, failed, line in ledger.settled(waiting, same, like, source) if failed is None),
+        )
+        files.write_rows(
+            FILTERED / f"{source}.rejected.jsonl",
+            (
+                vars(failed)
+                for _, failed, _ in ledger.settled(waiting, same, like, source)
+                if failed is not None
+            ),
+        )
+    files.write_rows(FILTERED / f"{source}.suspects.jsonl", found)
+    files.write_json(REPORTS / f"{source}.json", report(result, counts, found, chosen.checks))
+    dropped = ", ".join(f"{name} {count}" for name, count in sorted(result.reasons.items())) or "none"
+    print(
+        f"filter {source}: {result.rows} rows, {result.kept} kept as {result.kept_pieces} samples, "
+        f"{result.rows - result.kept} rejected ({dropped})"
+    )
 
 
 if __name__ == "__main__":

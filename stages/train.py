@@ -280,7 +280,7 @@ def main() -> None:
             str(BASE),
             args=arguments(chosen, folder),
             train_dataset=dataset(train),
-            eval_dataset=dataset(valid),
+            eval_dataset=dataset(valid) if valid else None,
             processing_class=tokens,
             callbacks=[curves(log)],
             quantization_config=quantization(chosen),
@@ -292,11 +292,13 @@ def main() -> None:
         trainer.train()
         report = summary(trainer, time.perf_counter() - start)
         report["truncated"] = truncated
-        report["valid_loss"] = trainer.evaluate()["eval_loss"]
-        if not math.isfinite(report["loss"] + report["valid_loss"]):
+        if valid:
+            report["valid_loss"] = trainer.evaluate()["eval_loss"]
+        losses = {name: value for name, value in report.items() if name.endswith("loss")}
+        if not all(map(math.isfinite, losses.values())):
+            found = ", ".join(f"{name} {value}" for name, value in losses.items())
             raise PipelineError(
-                f"train: loss {report['loss']}, validation loss {report['valid_loss']}; expected finite ones "
-                "(a lower train.learning_rate may help)"
+                f"train: {found}; expected finite losses (a lower train.learning_rate may help)"
             )
         trainer.model.save_pretrained(folder)
         tokens.save_pretrained(folder)

@@ -226,11 +226,8 @@ def small(params: dict[str, Any], model: Path) -> dict[str, Any]:
     return params
 
 
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The copy after its first `dvc repro`."""
-    scratch = tmp_path_factory.mktemp("smoke")
-    root = scratch / "copy"
+def copy_repository(root: Path) -> None:
+    """What git tracks or would track, but for the lock of the last run."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -243,6 +240,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
             continue
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The copy after its first `dvc repro`."""
+    scratch = tmp_path_factory.mktemp("smoke")
+    root = scratch / "copy"
+    copy_repository(root)
     for path in (root / "data/handmade").glob("*.jsonl"):
         write_rows(path, read_rows(path)[:24])
     model = make_tiny_model(scratch / "model")

@@ -160,7 +160,7 @@ def test_every_composed_key_is_read_by_a_stage(recipe: str, scale: str, tmp_path
 @pytest.mark.parametrize(("recipe", "scale"), RECIPES)
 def test_the_sources_of_a_recipe_pass_through_every_data_stage(recipe: str, scale: str) -> None:
     values = YAML(typ="safe").load(composed(recipe, scale))
-    mixed = sorted(values["mix"]["weights"])
+    mixed = sorted(values["mix"]["sources"])
     assert sorted(values["fetch"]) == sorted([*mixed, "humaneval"])
     assert sorted(values["filter"]) == sorted(values["convert"]) == mixed
 

@@ -15,7 +15,7 @@ from stages.common.records import Example, to_row
 
 QUESTIONS = ["Is this code secure?\n\n```python\neval(text)\n```", "Add two numbers.", "Say hello."]
 EXAMPLES = [
-    Example(f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "write", question, "Answer.")
+    Example(f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", question, "Answer.")
     for number, question in enumerate(QUESTIONS)
 ]
 
@@ -39,7 +39,7 @@ def make_adapter(base: Path, folder: Path, scale: float) -> None:
 def prepare(project: Project, model: Path, scale: float, min_agreement: float = 0.9) -> None:
     base = project.base(model)
     make_adapter(base, project.root / "models/sft", scale)
-    write_rows(project.root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES))
+    write_rows(project.root / "data/mixed/train.jsonl", map(to_row, EXAMPLES))
     project.params(export={"parity_prompts": 2, "min_agreement": min_agreement})
 
 
@@ -118,11 +118,11 @@ def test_models_that_disagree_are_refused_and_nothing_is_written(
     assert project.files() == before
 
 
-def test_no_validation_row_is_refused(project: Project) -> None:
+def test_no_training_row_is_refused(project: Project) -> None:
     base = project.root / "models/base"
     base.mkdir(parents=True)
     (base / "manifest.json").write_text("{}")
-    write_rows(project.root / "data/mixed/valid.jsonl", [])
+    write_rows(project.root / "data/mixed/train.jsonl", [])
     project.params(export={"parity_prompts": 2, "min_agreement": 0.9})
     with pytest.raises(PipelineError, match="0 rows; expected some to compare the models on"):
         project.run("export")

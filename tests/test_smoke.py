@@ -163,13 +163,13 @@ EVALUATION = {"generate@base", "generate@tuned", "score@base", "score@tuned", "r
 PARAMETERS = [
     ("train.learning_rate", 0.002, {"train"}, AFTER_MIX - {"mix"}),
     (
-        "filter.fixes.max_chars",
+        "filter.fixes.checks.length",
         1999,
         {"filter@fixes"},
         {"filter@fixes", "convert@fixes", *AFTER_MIX},
     ),
     ("convert.coding.tasks", ["reference_write"], {"convert@coding"}, {"convert@coding", *AFTER_MIX}),
-    ("mix.weights.fixes", 0.5, {"mix"}, AFTER_MIX),
+    ("mix.sources.fixes", 0.5, {"mix"}, AFTER_MIX),
     ("export.parity_prompts", 3, {"export"}, AFTER_MIX - {"mix", "train"}),
     ("generate.batch_size", 4, {"generate@base", "generate@tuned"}, EVALUATION),
     ("score.cpu_seconds", 11, {"score@base", "score@tuned"}, {"score@base", "score@tuned", "report"}),

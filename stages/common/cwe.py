@@ -55,5 +55,5 @@ def name(cwe: str) -> str:
 
 def find(text: str) -> str:
     """The first CWE number in a text: `find("cwe 089: SQL") == "CWE-89"`; "" where there is none."""
-    match = re.search(r"\bCWE[- ]?0*(\d{1,4})\b", text, re.IGNORECASE)
+    match = re.search(r"\bCWE[- ]?0*([1-9][0-9]{0,3})\b", text, re.IGNORECASE)
     return f"CWE-{match[1]}" if match else ""

@@ -18,25 +18,49 @@ def parse_rows(text: str, where: str) -> list[Row]:
 
     Raises PipelineError naming `where`, the line number and what was found there.
     """
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise PipelineError(
-                f"{where}:{number}: {line[:60]!r}; expected a JSON object ({error})"
-            ) from None
-        if not isinstance(row, dict):
-            raise PipelineError(f"{where}:{number}: {line[:60]!r}; expected a JSON object")
-        rows.append(row)
-    return rows
+    return [
+        parse_row(line, f"{where}:{number}")
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+
+
+def parse_row(line: str, where: str) -> Row:
+    """Parse one JSON object; raises PipelineError naming `where` and what was found there."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{where}: {line[:60]!r}; expected a JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise PipelineError(f"{where}: {line[:60]!r}; expected a JSON object")
+    return row
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read a JSON lines file; raises PipelineError if it is missing, not UTF-8 or malformed."""
-    return parse_rows(read_text(path), str(path))
+    return list(iter_rows(path))
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """The rows of a JSON lines file one by one, for files that may not fit into memory."""
+    for number, line in iter_lines(path):
+        yield parse_row(line, f"{path}:{number}")
+
+
+def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1."""
+    if not path.exists():
+        raise PipelineError(f"{path}: not found; expected a file (an earlier stage writes it)")
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise PipelineError(
+                    f"{path}:{number}: byte {error.start} is not UTF-8; expected UTF-8 text"
+                ) from None
+            if text.strip():
+                yield number, text
 
 
 def read_json(path: Path) -> Row:
@@ -87,9 +111,28 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(data)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, one object a line, in the order given."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines, one object a line, in the order given and one at a time; returns their number."""
+    return write_lines(path, map(line, rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write lines that end in a newline, one at a time, whole or not at all; returns their number."""
+    count = 0
+    with whole(path) as temporary, temporary.open("wb") as stream:
+        for count, text in enumerate(lines, 1):
+            try:
+                stream.write(text.encode())
+            except UnicodeEncodeError as error:
+                raise PipelineError(
+                    f"{path}:{count}: {error.object[error.start]!r}; expected text that UTF-8 can hold"
+                ) from None
+    return count
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One object as a line of JSON lines."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -3,8 +3,6 @@
 import re
 from dataclasses import dataclass
 
-FENCES = {"python", "javascript", "php", "c", "java"}  # languages named on a code fence; others stay blank
-
 # The reference's prompt format as a chat template, so that a model folder carries its own format.
 ALPACA = (
     "{% for message in messages %}"
@@ -24,9 +22,22 @@ class Verdict:
     cwe: str = ""
 
 
+# A block as CommonMark has it: its fences at most three spaces in, so that one in a docstring is code, and
+# the closing one at least as long as the opening one. Groups: fence, language, code.
+BLOCK = re.compile(
+    r"^ {0,3}(`{3,}+)[ \t]*+([\w+#.-]*+)[^`\n]*+\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE
+)
+
+
 def fenced(code: str, language: str = "") -> str:
-    """Code as a Markdown block."""
-    return f"```{language if language in FENCES else ''}\n{code.strip(chr(10))}\n```"
+    """Code as a Markdown block, its language named where that is one word.
+
+    The fence is longer than any in the code, so that `code_block` gives the code back.
+    """
+    label = language if re.fullmatch(r"[\w+#-]*", language) else ""
+    inner = re.findall(r"^ {0,3}(`{3,})", code, re.MULTILINE)
+    marks = "`" * (max(map(len, inner), default=2) + 1)
+    return f"{marks}{label}\n{code.strip(chr(10))}\n{marks}"
 
 
 def with_input(instruction: str, given: str) -> str:
@@ -50,6 +61,14 @@ def fix(code: str, language: str) -> str:
 def explain(code: str, language: str) -> str:
     """Ask which weakness a snippet has."""
     return f"Name the security weakness in this code and explain it.\n\n{fenced(code, language)}"
+
+
+def review(code: str, language: str) -> str:
+    """Ask whether a snippet handles what can go wrong; the same words for both twins of a contrast pair."""
+    return (
+        "Does this code handle its errors? Answer COMPLETE or INCOMPLETE on the first line, then say why.\n\n"
+        f"{fenced(code, language)}"
+    )
 
 
 def complete(code: str) -> str:
@@ -80,6 +99,12 @@ def parse_verdict(answer: str) -> Verdict | None:
     return Verdict(vulnerable=match[2] is not None, cwe=(match[3] or "").upper())
 
 
+def fence(answer: str) -> str:
+    """The language on an answer's first fence: `fence("```c++\\nint x;\\n```") == "c++"`; "" without one."""
+    match = BLOCK.search(answer)
+    return match[2].lower() if match else ""
+
+
 def without_fences(answer: str) -> str:
     """An answer's text and code, the lines that open and close a block left out."""
     return "\n".join(line for line in answer.split("\n") if not line.lstrip().startswith("```"))
@@ -87,5 +112,5 @@ def without_fences(answer: str) -> str:
 
 def code_block(answer: str) -> str:
     """The first fenced block of an answer, to the end if its fence stays open; without a fence all of it."""
-    match = re.search(r"```[\w+#-]*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", answer, re.DOTALL | re.MULTILINE)
-    return match[1].removesuffix("\n") if match else answer
+    match = BLOCK.search(answer)
+    return match[3].removesuffix("\n") if match else answer

@@ -18,18 +18,21 @@ class Sample:
     A sample with `vulnerable` code is a pair: `output` is its fixed twin.
     """
 
-    id: str  # "<source>/<row number in data/raw, from 0>"
+    id: str  # "<source>/<row number in data/raw, from 0>", with "#<n>" for a piece of a row
     source: str
     licence: str  # SPDX identifier
-    language: str  # lower case, "" when unknown
+    revision: str  # of the source: a commit, a package's version or "sha256:..." of a file
+    transforms: str  # what was done to the row, in order: "chunk 1 of 2; redact EMAIL 1", "" for nothing
+    language: str  # canonical name of stages.common.languages, "" when unknown
     instruction: str
     input: str
     output: str
-    vulnerable: str = ""
+    vulnerable: str = ""  # of error handling: the code that does not handle its fault
     cwe: str = ""  # "CWE-89", "" when unknown
     weakness: str = ""  # one sentence: what is wrong with `vulnerable`
     remedy: str = ""  # one sentence: why `output` is right
-    test: str = ""  # Python that proves `output` when run after it
+    test: str = ""  # Python that runs to its end after `output`: the usual case works
+    fault_test: str = ""  # Python that runs to its end after `output` and not after `vulnerable`
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,15 @@ class Example:
     """One training example: a user's message and the assistant's answer."""
 
     id: str  # "<sample id>/<kind>"
-    group: str  # sample id: examples of one group never straddle a split
+    group: str  # "<source>/<row number>": examples of one row never straddle a split
     source: str
     licence: str
+    revision: str
+    transforms: str
     kind: str  # the converter's name, with the side for pairs
     prompt: str
     completion: str
+    rejected: str = ""  # of a preference pair: the answer that is worse than `completion`
 
 
 def to_row(record: Sample | Example) -> dict[str, Any]:
@@ -52,7 +58,10 @@ def to_row(record: Sample | Example) -> dict[str, Any]:
 
 def read(cls: type[T], path: Path) -> list[T]:
     """The records of a JSON lines file, in order."""
-    return [from_row(cls, row, f"{path}:{number}") for number, row in enumerate(files.read_rows(path), 1)]
+    return [
+        from_row(cls, files.parse_row(line, f"{path}:{number}"), f"{path}:{number}")
+        for number, line in files.iter_lines(path)
+    ]
 
 
 def from_row(cls: type[T], row: Mapping[str, Any], where: str) -> T:
@@ -62,5 +71,5 @@ def from_row(cls: type[T], row: Mapping[str, Any], where: str) -> T:
         raise PipelineError(f"{where}: keys {sorted(row)}; expected {sorted(names)}")
     for name, value in row.items():
         if not isinstance(value, str):
-            raise PipelineError(f"{where}: {name}: {value!r}; expected text")
+            raise PipelineError(f"{where}: {name}: {repr(value)[:60]}; expected text")
     return cls(**row)

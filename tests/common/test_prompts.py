@@ -1,5 +1,7 @@
 """Prompts: the strict verdict line, and code taken out of answers."""
 
+import random
+
 import pytest
 
 from stages.common import prompts
@@ -75,35 +77,128 @@ def test_what_is_written_is_read_back(verdict):
     assert prompts.parse_verdict(f"{prompts.verdict_line(verdict)}\nBecause.") == verdict
 
 
-@pytest.mark.parametrize("language", ["python", "javascript", "php", "c", "", "klingon"])
-def test_both_sides_are_asked_with_the_same_words(language):
-    first, second = (prompts.detect(code, language) for code in ("left()", "right()"))
-    assert first.replace("left()", "right()") == second and "left()" in first
+# Questions and code. ------------------------------------------------------------------------------------
+
+ASK = [prompts.detect, prompts.fix, prompts.explain, prompts.review]
 
 
-@pytest.mark.parametrize("code", ["x = 1", "def f():\n    return 1", "a\n\n\nb", '"""doc"""'])
-@pytest.mark.parametrize("language", ["python", "c", "", "klingon"])
-def test_fenced_code_comes_back(code, language):
-    assert prompts.code_block(f"Here:\n\n{prompts.fenced(code, language)}\n\nThat is it.") == code
+@pytest.mark.parametrize("ask", ASK)
+@pytest.mark.parametrize("language", ["python", "javascript", "php", "c", "", "klingon", "visual basic"])
+def test_both_sides_are_asked_with_the_same_words(ask, language):
+    first, second = (ask(code, language) for code in ("left()", "right()"))
+    assert first.replace("left()", "right()") == second != first
+
+
+def test_every_question_has_words_of_its_own():
+    assert len({ask("x", "c").split("\n")[0] for ask in ASK}) == len(ASK)
 
 
 @pytest.mark.parametrize(
-    ("answer", "code"),
+    ("code", "language", "block"),
     [
-        ("x = 1", "x = 1"),
-        ("```\nx = 1\n```", "x = 1"),
-        ("```python\nx = 1", "x = 1"),
-        ("```python\nx = 1\n```\n```python\ny = 2\n```", "x = 1"),
-        ("```c++\nint x;\n```", "int x;"),
-        ("```c#\nint x;\n```", "int x;"),
-        ("```python  \nx = 1\n  ```", "x = 1"),
-        ("```python\n\n```", ""),
-        ("```python\n```\nNothing to show.", ""),
-        ("", ""),
+        ("x = 1", "python", "```python\nx = 1\n```"),
+        ("x = 1", "", "```\nx = 1\n```"),
+        ("\n\n  x = 1\n\n", "c++", "```c++\n  x = 1\n```"),
+        ("x", "visual-basic", "```visual-basic\nx\n```"),
+        ("x", "visual basic", "```\nx\n```"),
+        ("x", "a`b", "```\nx\n```"),
+        ("x", "c\n", "```\nx\n```"),
+        ("", "c", "```c\n\n```"),
+        ("a\n```\nb", "c", "````c\na\n```\nb\n````"),
+        ("   `````js\nb", "", "``````\n   `````js\nb\n``````"),
+        ("    ```\nx = '```'\n\t```", "", "```\n    ```\nx = '```'\n\t```\n```"),  # no fences
     ],
 )
-def test_code_block(answer, code):
+def test_code_is_put_between_fences(code, language, block):
+    assert prompts.fenced(code, language) == block
+    assert prompts.code_block(block) == code.strip("\n")
+
+
+@pytest.mark.parametrize("code", ["x = 1", "def f():\n    return 1", "a\n\n\nb", '"""doc"""', "```\nx\n```"])
+@pytest.mark.parametrize("language", ["python", "c", "", "klingon", "c#", "no language"])
+def test_fenced_code_comes_back(code, language):
+    answer = f"Here:\n\n{prompts.fenced(code, language)}\n\nThat is it.\n```\nand more\n```"
     assert prompts.code_block(answer) == code
+    assert prompts.fence(answer) == (language if " " not in language else "")
+
+
+def test_random_code_comes_back():
+    draw = random.Random(5)
+    pieces = [
+        *"ab \t\r\0`'\"#~\\",
+        "\n",
+        "\n\n",
+        "\n```",
+        "```",
+        "\n    ```\n",
+        "\n ````py",
+        "\u2028",
+        "\x85",
+        "\x0c",
+    ]
+    for _ in range(3000):
+        code = "".join(draw.choices(pieces, k=draw.randrange(40))).strip("\n")
+        language = draw.choice(["python", ""])
+        assert prompts.code_block(f"Say:\n{prompts.fenced(code, language)}\n") == code
+        assert prompts.fence(prompts.fenced(code, language)) == language
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "language"),
+    [
+        ("x = 1", "x = 1", ""),
+        ("```\nx = 1\n```", "x = 1", ""),
+        ("```python\nx = 1", "x = 1", "python"),
+        ("```python\nx = 1\n```\n```c\ny = 2\n```", "x = 1", "python"),
+        ("```\nx = 1\n```\n```c\ny = 2\n```", "x = 1", ""),
+        ("```C++\nint x;\n```", "int x;", "c++"),
+        ("```c#\nint x;\n```", "int x;", "c#"),
+        ("```vb.net\nDim x\n```", "Dim x", "vb.net"),
+        ("```objective-c\nx\n```", "x", "objective-c"),
+        ('``` python title="a.py"\nx\n```', "x", "python"),
+        ("```python  \nx = 1\n  ```", "x = 1", "python"),
+        ("  ```python\nx = 1\n  ```", "x = 1", "python"),
+        ("```python\r\nx = 1\n```\r\n", "x = 1", "python"),
+        ("```python\nx = 1\n```That is it.", "x = 1", "python"),
+        ("```python\n\n```", "", "python"),
+        ("```python\n```\nNothing to show.", "", "python"),
+        ("````md\n```\nx\n```\n````", "```\nx\n```", "md"),
+        ('```python\n"""\n    ```\n"""\n```', '"""\n    ```\n"""', "python"),
+        ("/// ```rust\n/// f()\n/// ```\nfn f() {}", "/// ```rust\n/// f()\n/// ```\nfn f() {}", ""),
+        ("Use ```x``` here:\n```js\ny\n```", "y", "js"),
+        ("```x```\n", "```x```\n", ""),
+        ("``\nx\n``", "``\nx\n``", ""),
+        ("", "", ""),
+    ],
+)
+def test_code_block_and_its_language(answer, code, language):
+    assert prompts.code_block(answer) == code
+    assert prompts.fence(answer) == language
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["`" * 10**6, "```" + " " * 10**6, "```" + "a" * 10**6 + "`", "```\n" + " " * 10**6, "```a`\n" * 10**5],
+    ids=["fence", "spaces", "word", "open", "many"],
+)
+def test_hostile_text_takes_no_time(text):
+    assert prompts.code_block(text).strip() in ("", text.strip())  # a quadratic search would take minutes
+    assert prompts.code_block(prompts.fenced(text)) == text.strip("\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("x", "x"),
+        ("", ""),
+        ("So:\n```c\nx\n```\nDone.", "So:\nx\nDone."),
+        ("  ````c\nx\n  ````", "x"),
+        ("a ``` b\nc", "a ``` b\nc"),
+        ("```", ""),
+    ],
+)
+def test_fences_are_left_out(answer, rest):
+    assert prompts.without_fences(answer) == rest
 
 
 @pytest.mark.parametrize(("given", "message"), [("", "Do it"), ("3", "Do it\n\n### Input:\n3")])
@@ -111,13 +206,19 @@ def test_input_follows_the_instruction(given, message):
     assert prompts.with_input("Do it", given) == message
 
 
-def test_reference_template_renders_question_and_answer():
+@pytest.mark.parametrize(
+    ("given", "question"),
+    [
+        ("", "### Instruction:\nDo it\n\n### Response:\n"),
+        ("3", "### Instruction:\nDo it\n\n### Input:\n3\n\n### Response:\n"),  # its section 9.3
+    ],
+)
+def test_reference_template_renders_question_and_answer(given, question):
     from jinja2 import Environment
 
     template = Environment(autoescape=False).from_string(prompts.ALPACA)  # noqa: S701 (no page)
-    end = {"eos_token": "<e>"}
-    messages = [{"role": "user", "content": "Do it"}, {"role": "assistant", "content": "Done"}]
-    question = template.render(messages=messages[:1], add_generation_prompt=True, **end)
-    whole = template.render(messages=messages, add_generation_prompt=False, **end)
-    assert question == "### Instruction:\nDo it\n\n### Response:\n"
-    assert whole == question + "Done<e>"
+    user = {"role": "user", "content": prompts.with_input("Do it", given)}
+    messages = [user, {"role": "assistant", "content": "Done"}]
+    asked = template.render(messages=messages[:1], add_generation_prompt=True, eos_token="<e>")  # noqa: S106
+    whole = template.render(messages=messages, add_generation_prompt=False, eos_token="<e>")  # noqa: S106
+    assert (asked, whole) == (question, question + "Done<e>")

@@ -1,0 +1,1 @@
+"""Speed against named peers: ratios from runs that take turns, since machines drift."""
