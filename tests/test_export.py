@@ -15,7 +15,9 @@ from stages.common.records import Example, to_row
 
 QUESTIONS = ["Is this code secure?\n\n```python\neval(text)\n```", "Add two numbers.", "Say hello."]
 EXAMPLES = [
-    Example(f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", question, "Answer.")
+    Example(
+        f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", question, "Answer."
+    )
     for number, question in enumerate(QUESTIONS)
 ]
 

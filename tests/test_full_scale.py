@@ -131,9 +131,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, fixes: list[dict[str, str]]) 
     with Hub({repo: {"main": tree} for repo, tree in files.items()}) as hub:
         clone = Clone(scratch / "copy", scratch)
         copy_repository(clone.root)
-        clone.environment = {**clone.environment, **hub.environment(scratch / "hub"), "PYTHONPATH": ""}
-        for scheme in ("http", "https", "all"):
-            clone.environment.pop(f"{scheme}_proxy", None)
+        seen = hub.environment(scratch / "hub")
+        clone.environment |= {name: value for name, value in seen.items() if name.startswith("HF_")}
+        clone.environment["no_proxy"] = "127.0.0.1"
         clone.checked("git", "init", "-q")
         clone.checked("python", "-m", "conf.pin")
         yield clone

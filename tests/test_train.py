@@ -19,7 +19,9 @@ from stages.common.records import Example, to_row
 TRAINABLE = 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))  # layers, rank, q o, k v, gate up down
 
 EXAMPLES = [
-    Example(f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", prompt, completion)
+    Example(
+        f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", prompt, completion
+    )
     for number, (prompt, completion) in enumerate(
         [
             (

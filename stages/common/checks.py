@@ -122,7 +122,7 @@ def label(sample: Sample, unflagged: str) -> str | None:
 @lru_cache(maxsize=1)  # a kept sample's label is asked for again, to be counted
 def judged(sample: Sample) -> scanner.Label:
     """What the scanner says of a sample that is about a weakness."""
-    if not sample.weakness:
+    if not (sample.weakness or sample.cwe):
         return scanner.Label()
     vulnerable, fixed = (prompts.code_block(side) for side in (sample.vulnerable, sample.output))
     return scanner.label(vulnerable, fixed, sample.language, sample.cwe)

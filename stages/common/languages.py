@@ -192,13 +192,17 @@ _READINGS: dict[str, tuple[tuple[str, str, str], ...]] = {
 GRAMMARS = tuple(sorted(_READINGS))
 
 # Bounds of one parse, past which a text counts as broken. Some texts cost tree-sitter time and memory that
-# grow with their square ("a => a => ..." of 10 kB as C: 3.2 s and 1.4 GB) and end in a crash. Measured on
-# 1.7 MB of C functions: 0.3 s as C; in wrong grammars 5.1 s and 110 MB at most. Time is of the processor, so
-# that a busy machine changes nothing.
+# grow with their square. Measured on 1.7 MB of C functions: 0.3 s as C; in wrong grammars 5.1 s and 110 MB at
+# most. Time is of the processor, so that a busy machine changes nothing.
 MAX_BYTES = 2_000_000
 MAX_SECONDS = 0.5, 2.5e-6  # in all, and for each byte
 MAX_GROWTH = 512 * 2**20  # bytes of resident memory
 MAX_TORN = 30_000  # bytes: only up to here is a text tried in wrappers, tested for a cut end, or guessed at
+
+# Where these grammars meet the end of an unbroken chain such as "a => a => ..." or "a < a < ...", one step of
+# the parser takes it all, and cannot be stopped: 10 kB cost 4 s and 1.4 GB, 100 kB crash the process. So a
+# statement may have this many of the two signs, of which 1,000 cost 1.6 s.
+_CHAINED = {"c": 1_000, "csharp": 1_000, "java": 1_000}
 
 _CHUNK = 2**16  # bytes handed to the parser at a time
 _CALLS = 16  # of the parser's progress calls, one a hundred steps, between two looks at the clock
@@ -245,7 +249,7 @@ def _parse(source: bytes, grammar: str) -> "Tree | None":
     """The tree of a text, None past the bounds above."""
     from tree_sitter import Parser
 
-    if len(source) > MAX_BYTES:
+    if len(source) > MAX_BYTES or _chained(source) > _CHAINED.get(grammar, MAX_BYTES):
         return None
     deadline = time.thread_time() + MAX_SECONDS[0] + MAX_SECONDS[1] * len(source)
     ceiling = _resident() + MAX_GROWTH
@@ -261,6 +265,11 @@ def _parse(source: bytes, grammar: str) -> "Tree | None":
         return Parser(_grammar(grammar)).parse(read, progress_callback=stop)
     except ValueError:  # what a parse says that was stopped
         return None
+
+
+def _chained(source: bytes) -> int:
+    """The most signs "=" and "<" between two brackets or marks that end a statement."""
+    return max(part.count(b"=") + part.count(b"<") for part in re.split(rb"[;,(){}]", source))
 
 
 def _resident() -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from stages.common import parallel
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,6 +21,7 @@ SHINGLE = 5  # words, as StarCoder's data were compared (Li et al. 2023, arXiv:2
 # 32 bands of 4 rows find a pair of similarity 0.7 with probability 0.9998 and one of 0.3 with 0.23; what is
 # found is then compared over the whole signature.
 BAND_ROWS = 4
+BATCH = 200  # texts; from 256 on rensa starts threads, and a process forked after that would wait for ever
 BLOCK = 1 << 16  # pairs compared at once: 64 MiB
 MIX = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: Knuth's multiplier for hashing
 
@@ -61,11 +64,18 @@ def shingles(texts: Iterable[str]) -> "tuple[Array, Array]":
 def signatures(texts: Iterable[str]) -> "Array":
     """One MinHash signature a text: uint32 of shape (texts, PERMUTATIONS)."""
     import numpy as np
+
+    parts = [_signed(batch) for batch in parallel.chunked(texts, BATCH)]
+    return np.concatenate([np.zeros((0, PERMUTATIONS), dtype=np.uint32), *parts])
+
+
+def _signed(texts: list[str]) -> "Array":
+    import numpy as np
     from rensa import RMinHash
 
     runs, offsets = shingles(texts)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(runs, offsets, PERMUTATIONS, 0).to_rows()
-    return np.array(rows, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    return np.array(rows, dtype=np.uint32)
 
 
 def clusters(signed: "Array", threshold: float) -> "Array":

@@ -1,7 +1,7 @@
 """The two row types that travel through the data stages, and their way in and out of JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +53,7 @@ class Example:
 
 def to_row(record: Sample | Example) -> dict[str, Any]:
     """A record as a plain dictionary, keys in field order."""
-    return asdict(record)
+    return dict(vars(record))
 
 
 def read(cls: type[T], path: Path) -> list[T]:

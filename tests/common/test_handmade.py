@@ -1,6 +1,7 @@
 """The shipped data: enough of it, varied, without renamed copies, apart from the benchmarks, and proven."""
 
 import json
+import random
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from stages.common import cwe, sandbox, suites
+from stages.common import cwe, overlap, sandbox, suites
+from stages.common.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"python", "javascript", "php", "c"}
+FAULTS = ("missing file", "bad JSON", "HTTP error", "division by zero", "locked database", "timeout")
+SAMPLE = 20  # rows whose tests are run here; `filter` runs all of them
 
 Pair = tuple[str, str, str, str]  # language, weakness, vulnerable code, fixed code
 
@@ -72,10 +76,31 @@ def test_pairs_are_many_and_varied(pairs, least):
     assert {weakness for _, weakness, *_ in found} <= set(cwe.NAMES)
 
 
-def test_error_handling_rows_are_many():
+def test_error_handling_rows_are_many_and_varied():
     found = rows("handmade/error_handling.jsonl")
-    assert len(found) >= 150 and not repeated([row["instruction"] for row in found])
-    assert all(row["test"] for row in found if row["language"] == "python")
+    assert len(found) >= 500
+    assert all(tuple(row) == SCHEMAS["faults"] for row in found)
+    assert {row["language"] for row in found} == {"python", "javascript"}
+    faults = Counter(row["fault"] for row in found)
+    assert all(faults[fault] >= 40 for fault in FAULTS), faults
+    assert {row["fault"] for row in found if row["language"] == "javascript"} >= set(FAULTS)
+
+
+@pytest.mark.parametrize("key", ["instruction", "code", "incomplete", "missing", "remedy"])
+def test_error_handling_rows_repeat_nothing(key):
+    assert repeated([plain(row[key]) for row in rows("handmade/error_handling.jsonl")]) == []
+
+
+def test_error_handling_answers_are_not_one_another_renamed():
+    found = rows("handmade/error_handling.jsonl")
+    assert repeated([skeleton(row["code"]) for row in found]) == []
+    assert [row["code"] for row in found if skeleton(row["code"]) == skeleton(row["incomplete"])] == []
+
+
+def test_python_answers_come_with_tests_and_others_without():
+    for row in rows("handmade/error_handling.jsonl"):
+        python = row["language"] == "python"
+        assert (bool(row["test"]), bool(row["fault_test"])) == (python, python), row["instruction"]
 
 
 @pytest.mark.parametrize("pairs", [training_pairs, detection_pairs])
@@ -91,9 +116,25 @@ def test_both_sides_differ_in_more_than_layout(pairs):
 
 @pytest.mark.parametrize("form", [plain, skeleton])
 def test_training_and_measurement_share_no_snippet(form):
-    trained = {form(code) for pair in training_pairs() for code in pair[2:]}
-    measured = {form(code) for pair in detection_pairs() for code in pair[2:]}
-    assert trained & measured == set()
+    trained = [code for pair in training_pairs() for code in pair[2:]]
+    trained += [row[key] for row in rows("handmade/error_handling.jsonl") for key in ("code", "incomplete")]
+    measured = [code for pair in detection_pairs() for code in pair[2:]]
+    measured += [
+        row[key] for row in rows("benchmarks/error_handling.jsonl") for key in ("reference", "unsafe")
+    ]
+    assert set(map(form, trained)) & set(map(form, measured)) == set()
+
+
+@pytest.mark.parametrize("name", ["error_handling", "fixes", "preferences"])
+def test_no_training_row_gives_a_benchmark_away(name):
+    tasks = [task for path in SUITES for task in suites.load(path)]
+    index = overlap.build(tasks, overlap.Overlap(ngram=8, share=0.5, entry_points=True))
+    assert overlap.find(index, *(text for text in vars(tasks[0]).values() if isinstance(text, str)))
+    given = {
+        row["instruction" if name == "error_handling" else "weakness"]: row
+        for row in rows(f"handmade/{name}.jsonl")
+    }
+    assert {name: found for name, row in given.items() if (found := overlap.find(index, *row.values()))} == {}
 
 
 def test_length_does_not_tell_the_sides_apart():
@@ -130,16 +171,30 @@ def test_error_handling_suite_tells_right_from_unsafe():
     assert len(given) >= 20 and wrong == []
 
 
-def test_error_handling_answers_pass_their_tests_in_a_sample():
-    given = [row for row in rows("handmade/error_handling.jsonl") if row["test"]][::8]
-    programs = [f"{row['output']}\n\n{row['test']}" for row in given]
+def test_error_handling_rows_are_proven_in_a_sample():
+    proven = [row for row in rows("handmade/error_handling.jsonl") if row["test"]]
+    drawn = random.Random(0).sample(proven, SAMPLE)
+    asked = [
+        (row["instruction"], code, test)
+        for row in drawn
+        for code in ("code", "incomplete")
+        for test in ("test", "fault_test")
+    ]
+    programs = [
+        f"{row[code]}\n\n{row[test]}"
+        for row in drawn
+        for code in ("code", "incomplete")
+        for test in ("test", "fault_test")
+    ]
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(sandbox.run, programs))
-    assert [outcome for outcome in outcomes if outcome.status != "passed"] == []
+    assert [
+        (*what, outcome)
+        for what, outcome in zip(asked, outcomes, strict=True)
+        if outcome.status != ("failed" if what[1:] == ("incomplete", "fault_test") else "passed")
+    ] == []
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "data/benchmarks").glob("*.jsonl")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_every_shipped_suite_loads(path):
     assert len(suites.load(path)) >= 6
