@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stages.common import files, ledger, nearduplicates, parallel, parsers, suspects
-from stages.common.checks import Checks, Rejected, judged, verdict
+from stages.common.checks import Checks, Rejected, judged, made, verdict
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
 from stages.common.progress import progress
@@ -105,6 +105,7 @@ def judge(rows: list[tuple[int, str]], work: Work) -> Part:
         for sample in found:
             chunk = int(sample.id.partition("#")[2] or 0)
             part.counts["chunks"] += chunk > 0
+            part.counts["blank_inputs"] += "blank input" in sample.transforms
             if failed := verdict(sample, work.chosen.checks):
                 part.reject(number, chunk, failed)
                 continue
@@ -135,7 +136,7 @@ def origins(provenance: files.Row, source: str) -> tuple[list[parsers.Origin], l
 
 def report(tally: ledger.Tally, counts: Counter[str], found: list[files.Row], checks: Checks) -> files.Row:
     """The counts of a source, as metrics."""
-    names = ["malformed", "first", *(name for name in vars(checks) if getattr(checks, name))]
+    names = ["malformed", "first", *made(checks)]
     groups = {
         group: {
             name.partition(".")[2]: count for name, count in sorted(counts.items()) if name.startswith(group)
@@ -147,6 +148,7 @@ def report(tally: ledger.Tally, counts: Counter[str], found: list[files.Row], ch
         "kept": tally.kept,
         "rejected": tally.rows - tally.kept,
         "chunks": counts["chunks"],
+        "blank_inputs": counts["blank_inputs"],
         "samples": tally.kept_pieces,
         "reasons": {name: tally.reasons[name] for name in names},
         "redacted": groups["redacted."],

@@ -1,21 +1,18 @@
-"""Mix: exact quotas, whole groups, one seed one result, every row accounted for, no trace of a benchmark."""
+"""Mix: every row accounted for, no trace of a benchmark, one seed one result."""
 
 import json
 import random
 from collections import Counter
 from dataclasses import asdict, replace
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Project, read_rows, write_rows
+from examples import GROUP, example, pair, preference
 
 from stages import mix
-from stages.common import overlap, prompts, suites
-from stages.common.errors import PipelineError
-from stages.common.params import validate
+from stages.common import catalogue, overlap, prompts, suites
 from stages.common.records import Example
 
 SNIPPET = """def load_report(cursor, name):
@@ -42,60 +39,7 @@ HUMANEVAL = {
     "canonical_solution": "    return False\n",
     "test": "def check(candidate):\n    assert candidate([1, -2]) is True\n",
 }
-GROUP: dict[str, Any] = {
-    "seed": 1,
-    "strategy": "weights",
-    "sources": {"one": 3, "two": 1},
-    "temperature": None,
-    "rows": 40,
-    "repeats": 1,
-    "max_chars": 10_000,
-    "order": "shuffled",
-    "valid_share": 0.1,
-    "floors": {},
-    "below_floor": "fail",
-    "near_duplicate": None,
-    "contaminated": "drop",
-    "overlap": {"ngram": 8, "share": 0.5, "entry_points": False},
-}
-
-
-def parameters(**changes: object) -> mix.MixParams:
-    return validate({**GROUP, **changes}, "mix", mix.MixParams)
-
-
-def example(number: int = 0, group: int | None = None, source: str = "one", **changes: str) -> Example:
-    """A harmless example with a text of its own."""
-    kind = changes.get("kind", "write")
-    fields = {
-        "id": f"{source}/{number}/{kind}",
-        "group": f"{source}/{number if group is None else group}",
-        "source": source,
-        "licence": "MIT",
-        "revision": "1.0",
-        "transforms": "",
-        "kind": kind,
-        "prompt": f"Say the number {number} of {source}.",
-        "completion": f"It is {number}.",
-    }
-    return Example(**{**fields, **changes})
-
-
-def pair(number: int, length: int = 40, kind: str = "detect", source: str = "one") -> list[Example]:
-    """Both sides of a pair."""
-    sides = {
-        "detect": ("detect_vulnerable", "detect_safe"),
-        "review": ("review_incomplete", "review_complete"),
-    }
-    return [
-        example(number, source=source, kind=side, prompt="x" * length + f" {source} {number} {side}")
-        for side in sides[kind]
-    ]
-
-
-def preference(number: int, source: str = "one", **changes: str) -> Example:
-    given = {"kind": "preference", "rejected": f"It is not {number}.", **changes}
-    return example(number, source=source, **given)
+NULLS = {"one": None, "two": None}
 
 
 @pytest.fixture(scope="module")
@@ -105,383 +49,6 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> overlap.Index:
     write_rows(folder / "humaneval.jsonl", [HUMANEVAL])
     tasks = suites.load_all(folder / "b", folder / "humaneval.jsonl")
     return overlap.build(tasks, overlap.Overlap(8, 0.5, False))
-
-
-def indexed(benchmarks: overlap.Index, examples: list[Example], chosen: mix.MixParams | None = None) -> Any:
-    """The index of some examples of one or more sources, in their order."""
-    chosen = chosen or parameters()
-    names = list(chosen.sources)
-    parts = [
-        mix.examine(
-            [mix.Line(1, 0, json.dumps(asdict(one)).encode())],
-            names.index(one.source),
-            Path(f"{one.source}.jsonl"),
-            chosen,
-            benchmarks,
-        ).rows
-        for one in examples
-    ]
-    return np.concatenate([np.zeros(0, dtype=mix.ROW), *parts])
-
-
-# Parameters. ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"sources": {"one": 3, "two": None}}, ["mix.sources.two: null", "a number", '"weights"']),
-        ({"strategy": "equal"}, ["mix.sources.one: 3", "null", '"equal"']),
-        ({"strategy": "proportional", "sources": {"one": 0}}, ["mix.sources.one: 0", "null"]),
-        ({"strategy": "counts", "rows": None, "sources": {"one": 1.5}}, ["mix.sources.one: 1.5", "whole"]),
-        ({"strategy": "counts"}, ["mix.rows: 40", "null", '"counts"']),
-        ({"temperature": 2.0}, ["mix.temperature: 2", "null", '"weights"']),
-        ({"strategy": "temperature", "sources": {"one": None}}, ["mix.temperature: null", "a number"]),
-        ({"sources": {"one": 0, "two": 0}}, ["mix.sources: 0", "more than 0"]),
-        ({"strategy": "counts", "rows": None, "sources": {"one": 0}}, ["mix.sources: 0", "more than 0"]),
-    ],
-)
-def test_a_value_that_the_strategy_does_not_use_is_refused_and_so_is_the_lack_of_one(changes, words):
-    with pytest.raises(PipelineError) as error:
-        mix.check(parameters(**changes))
-    assert all(word in str(error.value) for word in words)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"rows": None},
-        {"strategy": "counts", "rows": None},
-        {"strategy": "equal", "sources": {"one": None}},
-        {"strategy": "proportional", "sources": {"one": None, "two": None}, "rows": None},
-        {"strategy": "temperature", "sources": {"one": None}, "temperature": 2},
-    ],
-)
-def test_what_belongs_together_is_taken(changes):
-    mix.check(parameters(**changes))
-
-
-# How much of each source. --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shares", "rows", "counts"),
-    [
-        ({"a": 3, "b": 1}, 10, {"a": 8, "b": 2}),
-        ({"a": 1}, 7, {"a": 7}),
-        ({"a": 1, "b": 0}, 7, {"a": 7, "b": 0}),
-        ({"a": 1, "b": 1, "c": 1}, 10, {"a": 4, "b": 3, "c": 3}),
-        ({"coding": 20022, "preferences": 5000, "fixes": 128, "error_handling": 12}, 25162, None),
-    ],
-)
-def test_quotas(shares, rows, counts):
-    assert mix.quotas({name: Fraction(share) for name, share in shares.items()}, rows) == (counts or shares)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_quotas_sum_and_are_nearly_proportional(seed):
-    draw = random.Random(seed)
-    shares = {f"s{n}": Fraction(draw.choice([0, draw.randrange(1000)]), 7) for n in range(8)}
-    shares["s8"] = Fraction(1, 2)
-    rows = draw.randrange(1, 5000)
-    counts = mix.quotas(shares, rows)
-    assert sum(counts.values()) == rows and list(counts) == list(shares)
-    total = sum(shares.values())
-    assert all(abs(counts[name] - rows * share / total) < 1 for name, share in shares.items())
-
-
-NULLS = {"one": None, "two": None}
-SIZES = {"one": 900, "two": 100}
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"rows": 40}, {"one": 30, "two": 10}),
-        ({"rows": None}, {"one": 300, "two": 100}),
-        ({"rows": None, "repeats": 3}, {"one": 900, "two": 300}),
-        ({"rows": None, "sources": {"one": 0.1, "two": 0.9}}, {"one": 11, "two": 100}),
-        ({"rows": None, "sources": {"one": 0.7, "two": 0.1}}, {"one": 700, "two": 100}),
-        ({"rows": None, "sources": {"one": 0, "two": 0.3}}, {"one": 0, "two": 100}),
-        ({"strategy": "counts", "rows": None, "sources": {"one": 899, "two": 0}}, {"one": 899, "two": 0}),
-        (
-            {"strategy": "counts", "rows": None, "sources": {"one": 0, "two": 200}, "repeats": 2},
-            {"one": 0, "two": 200},
-        ),
-        ({"strategy": "proportional", "sources": NULLS, "rows": None}, SIZES),
-        ({"strategy": "proportional", "sources": NULLS, "rows": 50}, {"one": 45, "two": 5}),
-        ({"strategy": "equal", "sources": NULLS, "rows": 50}, {"one": 25, "two": 25}),
-        ({"strategy": "equal", "sources": NULLS, "rows": None}, {"one": 100, "two": 100}),
-        ({"strategy": "equal", "sources": NULLS, "rows": None, "repeats": 9}, {"one": 900, "two": 900}),
-        ({"strategy": "temperature", "temperature": 2, "sources": NULLS, "rows": 80}, {"one": 60, "two": 20}),
-        ({"strategy": "temperature", "temperature": 1, "sources": NULLS, "rows": None}, SIZES),
-        (
-            {"strategy": "temperature", "temperature": 1e9, "sources": NULLS, "rows": 80},
-            {"one": 40, "two": 40},
-        ),
-    ],
-)
-def test_wanted_of_each_source(changes, expected):
-    chosen = parameters(**changes)
-    mix.check(chosen)
-    assert mix.wanted(chosen, SIZES) == expected
-
-
-def test_source_of_preferences_alone_takes_no_share():
-    chosen = parameters(strategy="equal", sources=NULLS, rows=None)
-    assert mix.wanted(chosen, {"one": 0, "two": 100}) == {"one": 0, "two": 100}
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"rows": 404}, ["mix.sources.two: 101", "at most 100", "400 would do"]),
-        (
-            {"strategy": "counts", "rows": None, "sources": {"one": 901, "two": 1}},
-            ["sources.one: 901", "900"],
-        ),
-        ({"strategy": "counts", "rows": None, "sources": {"one": 1801, "two": 0}, "repeats": 2}, ["1800"]),
-        ({"strategy": "equal", "sources": NULLS, "rows": 202}, ["sources.two: 101", "200 would do"]),
-    ],
-)
-def test_more_than_there_is_is_refused(changes, words):
-    with pytest.raises(PipelineError) as error:
-        mix.wanted(parameters(**changes), SIZES)
-    assert all(word in str(error.value) for word in words)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_without_rows_the_mix_is_as_large_as_it_can_be(seed):
-    draw = random.Random(seed)
-    sizes = {f"s{n}": draw.randrange(1, 2000) for n in range(5)}
-    weights = {name: draw.choice([0.1, 0.04, 1 / 3, 0.58, draw.random()]) for name in sizes}
-    chosen = parameters(sources=weights, rows=None, repeats=draw.randrange(1, 4))
-    counts = mix.wanted(chosen, sizes)
-    left = [sizes[name] * chosen.repeats - counts[name] for name in sizes]
-    assert 0 <= min(left) <= 1
-
-
-# What hangs together, and which of it is left out. -------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_components_are_those_of_the_graph(seed):
-    draw = random.Random(seed)
-    keys = [[draw.randrange(draw.choice([5, 30, 90])) for _ in range(60)] for _ in range(3)]
-    labels = mix.components([np.array(key) for key in keys]).tolist()
-    reach = [
-        {other for other in range(60) if any(key[row] == key[other] for key in keys)} for row in range(60)
-    ]
-    for row in range(60):
-        seen, waiting = set(), [row]
-        while waiting:
-            at = waiting.pop()
-            if at not in seen:
-                seen.add(at)
-                waiting += reach[at]
-        assert labels[row] == min(seen)
-
-
-def test_components_of_nothing():
-    assert mix.components([np.zeros(0, dtype=int)]).tolist() == []
-    assert mix.duplicated(np.zeros(0, dtype=mix.ROW), np.zeros(0, dtype=int)).tolist() == []
-
-
-def kept_contents(benchmarks: overlap.Index, examples: list[Example], labels: dict[str, int]) -> list[str]:
-    """The texts that survive deduplication across sources; `labels` are the near-duplicates by text."""
-    rows = indexed(benchmarks, examples)
-    dropped = mix.duplicated(rows, np.array([labels[one.completion] for one in examples]))
-    return sorted(one.completion for one, gone in zip(examples, dropped, strict=True) if not gone)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_order_of_the_rows_does_not_change_what_survives_deduplication(benchmarks, seed):
-    draw = random.Random(seed)
-    texts = [(draw.choice(["one", "two"]), f"text {n}", draw.randrange(12)) for n in range(40)]
-    labels = {f"{text} {source}": label for source, text, label in texts}
-    found = set()
-    for _ in range(3):
-        draw.shuffle(texts)
-        examples = [
-            example(n, source=source, prompt="Say something.", completion=f"{text} {source}")
-            for n, (source, text, _) in enumerate(texts)
-        ]
-        found.add(tuple(kept_contents(benchmarks, examples, labels)))
-    assert len(found) == 1
-    sources = {
-        label: {text.split()[-1] for text in next(iter(found)) if labels[text] == label}
-        for label in range(12)
-    }
-    assert all(len(kept) == 1 for label, kept in sources.items() if label in labels.values())
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_near_duplicates_within_a_source_stay_and_a_losing_group_goes_whole(benchmarks, seed):
-    alike = [example(0), example(1), example(0, source="two"), example(7, group=0, source="two")]
-    alike = [replace(one, completion=f"{one.completion} {seed}") for one in alike]
-    rows = indexed(benchmarks, alike)
-    smallest = int(np.argmin(rows["content"][:3]))  # of those that are alike: the one that stays
-    dropped = mix.duplicated(rows, np.array([0, 0, 0, 3])).tolist()
-    by_group = smallest == 2 or int(np.argmin(rows["content"])) == 3
-    assert dropped == ([True, True, False, False] if by_group else [False, False, True, True])
-    assert mix.duplicated(rows, np.array([0, 0, 2, 2])).tolist() == [False] * 4
-
-
-# Which examples. -----------------------------------------------------------------------------------------
-
-
-def random_groups(seed: int) -> list[Example]:
-    """Some forty groups of one to four examples, pairs among them."""
-    draw = random.Random(seed)
-    found = []
-    for number in range(40):
-        group = f"one/{number}"
-        found += [replace(side, group=group) for side in pair(number)] if draw.random() < 0.5 else []
-        for extra in range(draw.randrange(3)):
-            found.append(replace(example(1000 * extra + number), group=group))
-    return found
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("quota", [0, 1, 30, 50])
-def test_whole_groups_are_taken_until_the_quota(benchmarks, seed, quota):
-    examples = random_groups(seed)
-    rows = indexed(benchmarks, examples)
-    taken, was_cut = mix.select(rows, quota, seed, exact=False)
-    names = {examples[place].group for place in taken}
-    assert len(set(taken.tolist())) == len(taken) and not was_cut
-    assert len(taken) == sum(one.group in names for one in examples)
-    assert quota <= len(taken) < max(quota, 1) + 4
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_exact_quotas_are_met_and_at_most_one_group_is_cut(benchmarks, seed):
-    examples = random_groups(seed)
-    rows = indexed(benchmarks, examples)
-    for quota in range(len(examples) + 1):
-        taken, was_cut = mix.select(rows, quota, seed, exact=True)
-        assert len(taken) == len(set(taken.tolist())) == quota
-        have, all_ = (Counter(one.group for one in part) for part in ([examples[n] for n in taken], examples))
-        assert sum(have[group] != all_[group] for group in have) == was_cut
-
-
-def test_a_cut_spares_pairs_as_long_as_it_can(benchmarks):
-    rows = indexed(benchmarks, [*pair(0), example(5, group=0), example(6, group=0)])
-    order = np.lexsort((rows["unit"],))
-    for room in range(5):
-        units = Counter(rows["unit"][mix.cut(rows, order, room)].tolist())
-        assert sum(units.values()) == room
-        assert units[int(rows["unit"][0])] in ({2} if room > 1 else {0})
-    assert len(mix.cut(rows[:2], np.array([0, 1]), 1)) == 1
-
-
-@pytest.mark.parametrize("exact", [False, True])
-def test_choice_depends_neither_on_the_order_nor_on_the_other_groups(benchmarks, exact):
-    examples = random_groups(3)
-    mixed = random.Random(1).sample(examples, len(examples))
-    chosen = [
-        {part[place].id for place in mix.select(indexed(benchmarks, part), 20, 5, exact)[0]}
-        for part in (examples, mixed)
-    ]
-    assert chosen[0] == chosen[1]
-    rows = indexed(benchmarks, examples)
-    small, large = (set(mix.select(rows, quota, 5, exact=False)[0].tolist()) for quota in (10, 30))
-    assert small < large
-    assert small != set(mix.select(rows, 10, 6, exact=False)[0].tolist())
-
-
-def test_repeats_are_spread_evenly(benchmarks):
-    rows = indexed(benchmarks, [example(n) for n in range(10)])
-    positions, copies, _ = mix.repeated(rows, 34, 1, exact=True)
-    counts = Counter(positions.tolist())
-    assert len(positions) == 34 and set(counts.values()) == {3, 4}
-    assert all(sorted(copies[positions == n].tolist()) == list(range(counts[n])) for n in range(10))
-    assert all((np.diff(positions[copies == copy]) > 0).all() for copy in range(4)), "in the file's order"
-    assert [len(part) for part in mix.repeated(rows[:0], 0, 1, exact=True)[:2]] == [0, 0]
-
-
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
-def test_what_hangs_together_never_straddles_the_split(seed, share):
-    draw = random.Random(seed)
-    keys = [np.array([draw.randrange(60) for _ in range(100)], dtype=np.uint64) for _ in range(2)]
-    labels = mix.components([keys[0], np.where(np.arange(100) % 9 == 0, keys[1], 1000 + np.arange(100))])
-    valid = mix.divide(labels, keys[0], share, seed)
-    for key in (labels, keys[0]):
-        assert not set(key[valid].tolist()) & set(key[~valid].tolist())
-    wanted = round(share * 100)
-    smallest = min(Counter(labels[~valid].tolist()).values())
-    assert valid.sum() <= wanted and (valid.sum() == wanted or smallest > wanted - valid.sum())
-    assert (mix.divide(labels, keys[0], share, seed) == valid).all()
-
-
-# In which order. -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("seed", "count"), [(42, 1), (42, 1000), (0, 17), (7, 25162)])
-def test_shuffled_is_the_order_of_datasets(seed, count):
-    datasets = pytest.importorskip("datasets")
-    rows = np.zeros(count, dtype=mix.ROW)
-    expected = datasets.Dataset.from_dict({"n": range(count)}).shuffle(seed=seed)["n"]
-    assert mix.shuffled(rows, np.zeros(count, dtype=int), seed).tolist() == list(expected)
-
-
-@pytest.mark.parametrize("singles", [0, 1, 7, 70])
-@pytest.mark.parametrize("pairs", [0, 1, 40])
-def test_paired_order_keeps_both_sides_in_one_block_of_their_kind_alone(benchmarks, singles, pairs):
-    draw = random.Random(singles + pairs)
-    examples = [side for n in range(pairs) for side in pair(n, draw.randint(1, 400))]
-    examples += [side for n in range(100, 100 + pairs) for side in pair(n, draw.randint(1, 400), "review")]
-    examples += [example(1000 + n) for n in range(singles)]
-    draw.shuffle(examples)
-    rows, none = indexed(benchmarks, examples), np.zeros(len(examples), dtype=int)
-    places = mix.paired(rows, none, 5)
-    assert sorted(places.tolist()) == list(range(len(examples)))
-    assert (places == mix.paired(rows, none, 5)).all()
-    ordered = [examples[place] for place in places]
-    whole = 2 * (pairs * 2 // mix.BLOCK) + singles // mix.BLOCK
-    for start in range(0, whole * mix.BLOCK, mix.BLOCK):
-        block = ordered[start : start + mix.BLOCK]
-        assert len({one.kind.split("_")[0] for one in block}) == 1
-        if block[0].kind != "write":
-            assert set(Counter(one.group for one in block).values()) == {2}
-
-
-def test_copies_of_a_pair_are_pairs_of_their_own(benchmarks):
-    rows = indexed(benchmarks, [side for n in range(8) for side in pair(n)] * 3)
-    copies = np.repeat([0, 1, 2], 16)
-    places = mix.paired(rows, copies, 1)
-    for start in range(0, 48, mix.BLOCK):
-        block = places[start : start + mix.BLOCK]
-        units = Counter(zip(rows["unit"][block].tolist(), copies[block].tolist(), strict=True))
-        assert set(units.values()) == {2}
-
-
-def test_curriculum_goes_from_easy_to_hard_and_keeps_pairs_adjacent(benchmarks):
-    draw = random.Random(1)
-    examples = [side for n in range(20) for side in pair(n, draw.randint(1, 400))]
-    examples += [example(100 + n, prompt="y" * draw.randint(1, 400)) for n in range(20)]
-    draw.shuffle(examples)
-    rows = indexed(benchmarks, examples)
-    places = mix.curriculum(rows, np.zeros(40 + 20, dtype=int), 0)
-    ordered = [examples[place] for place in places]
-    units = list(dict.fromkeys(one.group for one in ordered))
-    assert [one.group for one in ordered] == [
-        one.group for name in units for one in examples if one.group == name
-    ]
-    longest = [max(mix.characters(one) for one in examples if one.group == name) for name in units]
-    assert longest == sorted(longest)
-    assert mix.curriculum(rows[:0], np.zeros(0, dtype=int), 0).tolist() == []
-
-
-def test_curriculum_settles_ties_by_id_not_by_place(benchmarks):
-    examples = [example(n) for n in range(10, 40)]
-    orders = []
-    for part in (examples, examples[::-1]):
-        places = mix.curriculum(indexed(benchmarks, part), np.zeros(30, dtype=int), 0)
-        orders.append([part[place].id for place in places])
-    assert orders[0] == orders[1]
 
 
 # The whole stage. ----------------------------------------------------------------------------------------
@@ -512,7 +79,9 @@ def prepare(project: Project, given: dict[str, list[Example]] | None = None, /, 
 
 def mixed(project: Project) -> tuple[list[dict], list[dict], list[dict], dict]:
     """What mix wrote."""
-    train, valid, pairs = (read_rows(project.root / f"data/mixed/{name}.jsonl") for name in mix.SPLITS)
+    train, valid, pairs = (
+        read_rows(project.root / f"data/mixed/{name}.jsonl") for name in ("train", "valid", "preferences")
+    )
     return train, valid, pairs, json.loads((project.root / "reports/mix.json").read_text())
 
 
@@ -550,8 +119,8 @@ def test_main_mixes_counts_and_repeats_itself(project):
 def test_neither_workers_nor_chunks_change_a_byte(project, monkeypatch):
     prepare(project, near_duplicate=0.8, repeats=2, order="paired", rows=60, sources={"one": 2, "two": 2})
     found = []
-    for chunk, workers in ((mix.CHUNK, 1), (700, 1), (700, 3), (1, 2)):
-        monkeypatch.setattr(mix, "CHUNK", chunk)
+    for chunk, workers in ((catalogue.CHUNK, 1), (700, 1), (700, 3), (1, 2)):
+        monkeypatch.setattr(catalogue, "CHUNK", chunk)
         project.run("mix", "--workers", str(workers))
         found.append(project.files())
     assert all(one == found[0] for one in found)

@@ -342,11 +342,11 @@ def _transforms(facts: Facts) -> str:
 def _decontamination(facts: Facts) -> str:
     chosen = facts.overlap
     done = "left out with its whole group" if facts.drops else "counted and kept"
-    names = ", or its answer defines a function with a benchmark's own name" * chosen.entry_points
+    names = ", or its answer defines a function with a benchmark's own, specific name" * chosen.entry_points
     text = (
         f"An example is {done} when one of its texts is a benchmark's, a benchmark's text stands inside it, "
         f"or {chosen.share:.0%} of a benchmark text's {chosen.ngram}-grams stand in it{names}. Case, "
-        "punctuation and layout do not count. Found before the choice:"
+        "punctuation and layout do not count. A common name is only counted. Found before the choice:"
     )
     rows = [
         (suite, *(counts[check] for check in CHECKS), counts["tasks_given_away"], counts["tasks"])

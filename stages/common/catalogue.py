@@ -50,10 +50,14 @@ class Line(NamedTuple):
     text: bytes
 
 
-def chunks(path: Path) -> Iterator[list[Line]]:
-    """The lines of a file that are not blank, some CHUNK bytes at a time."""
+def chunks(path: Path, label: str) -> Iterator[list[Line]]:
+    """The lines of a file that are not blank, some CHUNK bytes at a time, with progress on a terminal."""
     if not path.exists():
         raise PipelineError(f"{path}: not found; expected a file (an earlier stage writes it)")
+    yield from progress(_chunks(path), label, "chunks", path.stat().st_size // CHUNK + 1)
+
+
+def _chunks(path: Path) -> Iterator[list[Line]]:
     chunk: list[Line] = []
     start = offset = 0
     with path.open("rb") as stream:
@@ -66,12 +70,6 @@ def chunks(path: Path) -> Iterator[list[Line]]:
                 chunk, start = [], offset
     if chunk:
         yield chunk
-
-
-def shown(path: Path, label: str) -> Iterator[list[Line]]:
-    """The chunks of a file, with progress on a terminal."""
-    total = path.stat().st_size // CHUNK + 1 if path.exists() else None
-    yield from progress(chunks(path), label, "chunks", total)
 
 
 def parse(line: Line, path: Path) -> Example:
@@ -169,7 +167,7 @@ def read(
     parts, findings = [np.zeros(0, dtype=ROW)], overlap.Findings()
     for number, path in enumerate(paths):
         work = partial(examine, source=number, path=path, chosen=chosen, index=index)
-        for part in parallel.ordered(work, shown(path, f"mix {path.stem}"), workers):
+        for part in parallel.ordered(work, chunks(path, f"mix {path.stem}"), workers):
             parts.append(part.rows)
             findings.merge(part.findings)
             signatures.write(part.signatures)

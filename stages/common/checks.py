@@ -172,10 +172,12 @@ CHECKS: dict[str, Callable[[Sample, Any], str | None]] = {
 
 def verdict(sample: Sample, checks: Checks) -> Rejected | None:
     """The first check that fails, in the order of CHECKS."""
-    for name, check in CHECKS.items():
-        threshold = getattr(checks, name)
-        if threshold is None or threshold is False:
-            continue
-        if reason := check(sample, threshold):
+    for name, threshold in made(checks).items():
+        if name in CHECKS and (reason := CHECKS[name](sample, threshold)):
             return Rejected(sample.id, name, reason)
     return None
+
+
+def made(checks: Checks) -> dict[str, Any]:
+    """The checks that are to be made, in order, each with its threshold."""
+    return {name: value for name, value in vars(checks).items() if value is not None and value is not False}

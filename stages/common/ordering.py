@@ -41,7 +41,7 @@ def paired(rows: "Array", copies: "Array", seed: int) -> "Array":
 
     count = np.where(kind == 0, BLOCK, BLOCK // 2)  # units a block
     window = inside(np.lexsort((first, kind)), kind) // (count * WINDOW)
-    near = np.lexsort((rows["id"][leader], length, window, kind))
+    near = np.lexsort((first, rows["id"][leader], length, window, kind))
     place = inside(near, kind)
     block = np.zeros(len(first), dtype=np.int64)
     block[near] = np.cumsum((place % count == 0)[near]) - 1

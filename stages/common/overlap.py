@@ -6,6 +6,7 @@ Three checks against every text of every task, the strongest first, and one besi
     contained    a benchmark's text of SHORTEST characters or more stands inside the example
     ngram        a share of the text's word n-grams stands in the example
     entry_point  an answer defines a function with a benchmark's own, specific name
+    common_name  the same with a name that anyone may choose; reported, never a reason to drop
 
 All of them see words alone: case, punctuation, layout, code fences and invisible characters hide nothing.
 """
@@ -27,7 +28,8 @@ SHORTEST = 20  # characters of a normalised text that is also looked for inside 
 COMMON = 10  # tasks that share an n-gram before it is a suite's phrasing (NeMo Curator's max_matches)
 SPECIFIC = 3  # words in a function's name that hardly anyone chooses by chance: has_close_elements
 
-CHECKS = ("exact", "contained", "ngram", "entry_point")
+CHECKS = ("exact", "contained", "ngram", "entry_point", "common_name")
+NAMES = CHECKS[3:]  # those that see a name alone
 LABELS = {"id", "suite", "kind", "pair", "cwe", "language", "entry_point", "call"}  # of a task: no texts
 
 WORD = re.compile(r"\w+")
@@ -35,7 +37,7 @@ ASCII = {code: chr(code).lower() if WORD.match(chr(code)) else " " for code in r
 NAME_PART = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
 DEFINED = re.compile(r"\b(?:def|function|func|fn)\s+(\w+)")
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
-FENCE = re.compile(r"^[ \t]*```[\w+#.-]*[ \t\r]*$", re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*`{3,}[\w+#.-]*[ \t\r]*$", re.MULTILINE)
 
 Words = list[str]
 Gram = tuple[str, ...]
@@ -75,8 +77,9 @@ class Findings:
         """Count one example: in each suite under its strongest check, and under entry points apart."""
         strongest: dict[tuple[str, bool], int] = {}
         for one in found:
-            self.tasks.add((one.suite, one.task))
-            key, rank = (one.suite, one.check == "entry_point"), CHECKS.index(one.check)
+            if one.check != "common_name":
+                self.tasks.add((one.suite, one.task))
+            key, rank = (one.suite, one.check in NAMES), CHECKS.index(one.check)
             strongest[key] = min(rank, strongest.get(key, rank))
         self.examples.update((suite, CHECKS[rank]) for (suite, _), rank in strongest.items())
 
@@ -217,7 +220,7 @@ def _inverted(grams: list[frozenset[Gram]]) -> dict[Gram, list[int]]:
 def _names(tasks: Sequence[Task]) -> dict[str, list[int]]:
     names: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
-        if specific(task.entry_point):
+        if task.entry_point:
             names.setdefault(task.entry_point.casefold(), []).append(number)
     return names
 
@@ -249,8 +252,12 @@ def find(index: Index, prompt: str, *answers: str) -> list[Finding]:
     for number, rank in ranks.items():
         for task in index.owners[number]:
             found[task] = min(rank, found.get(task, rank))
-    named = {task for name in defined(answers) for task in index.names.get(name, ())}
-    pairs = sorted([*found.items(), *((task, CHECKS.index("entry_point")) for task in named)])
+    named = {
+        (task, CHECKS.index("entry_point" if specific(name) else "common_name"))
+        for name in defined(answers)
+        for task in index.names.get(name.casefold(), ())
+    }
+    pairs = sorted([*found.items(), *named])
     return [Finding(*index.tasks[task], CHECKS[rank]) for task, rank in pairs]
 
 
@@ -273,7 +280,8 @@ def _repeated(index: Index, whole: Words) -> list[int]:
 
 def copied(found: Iterable[Finding], entry_points: bool) -> bool:
     """Whether findings make an example contaminated; a function's name alone does where that is asked for."""
-    return any(entry_points or one.check != "entry_point" for one in found)
+    reasons = {*CHECKS[: 4 if entry_points else 3]}
+    return any(one.check in reasons for one in found)
 
 
 def summary(index: Index, findings: Findings) -> dict[str, dict[str, int]]:
@@ -290,5 +298,5 @@ def summary(index: Index, findings: Findings) -> dict[str, dict[str, int]]:
 
 
 def defined(answers: Iterable[str]) -> set[str]:
-    """The names of the functions that answers define, without case."""
-    return {name.casefold() for answer in answers for name in DEFINED.findall(answer)}
+    """The names of the functions that answers define."""
+    return {name for answer in answers for name in DEFINED.findall(answer)}

@@ -1,7 +1,7 @@
 """Selection: which rows of a catalogue are left out, which are drawn, and which of these validate.
 
-Groups stay whole unless a count must be met exactly. Numbers are drawn for hashes, not for
-places, so that the order of the rows does not change a choice.
+Groups stay whole unless a count must be met exactly. Numbers are drawn for hashes, not for places, so that
+the order of the rows does not change a choice.
 """
 
 from collections.abc import Sequence

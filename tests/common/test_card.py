@@ -56,7 +56,15 @@ FILTERED = {"rows": 1200, "kept": 1195, "rejected": 5, "reasons": {"length": 4, 
 
 
 def facts(**changes: object) -> card.Facts:
-    checks = {"exact": 1, "contained": 2, "ngram": 3, "entry_point": 4, "tasks_given_away": 5, "tasks": 6}
+    checks = {
+        "exact": 1,
+        "contained": 2,
+        "ngram": 3,
+        "entry_point": 4,
+        "common_name": 7,
+        "tasks_given_away": 5,
+        "tasks": 6,
+    }
     report = {
         "train": 2,
         "valid": 1,
@@ -166,7 +174,7 @@ def test_hub_licence(spdx, expected):
         "Floors: one 100.00% (floor 2.00%).",
         "left out with its whole group",
         "50% of a benchmark text's 8-grams",
-        "| humaneval | 1 | 2 | 3 | 4 | 5 | 6 |",
+        "| humaneval | 1 | 2 | 3 | 4 | 7 | 5 | 6 |",
         "- one group was &lt;cut>",
         "![Where the rows went](funnel.svg)",
     ],

@@ -244,18 +244,18 @@ def test_every_text_of_a_task_is_looked_for():
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        ("def falls_below_zero(ops):\n    pass", True),
-        ("class A:\n    def Falls_Below_Zero (self): pass", True),
-        ("function falls_below_zero() {}", True),
-        ("falls_below_zero(ops)", False),
-        ("undef falls_below_zero", False),
-        ("def roman(text): pass", False),
+        ("def falls_below_zero(ops):\n    pass", "entry_point"),
+        ("class A:\n    def Falls_Below_Zero (self): pass", "entry_point"),
+        ("function falls_below_zero() {}", "entry_point"),
+        ("falls_below_zero(ops)", None),
+        ("undef falls_below_zero", None),
+        ("def roman(text): pass", "common_name"),
     ],
 )
 def test_entry_points_are_findings_of_their_own(index, answer, found):
     names = overlap.find(index, "", answer)
-    assert names == ([Finding("humaneval", "HumanEval/0", "entry_point")] if found else [])
-    assert overlap.copied(names, entry_points=True) == found
+    assert [one.check for one in names] == ([found] if found else [])
+    assert overlap.copied(names, entry_points=True) == (found == "entry_point")
     assert not overlap.copied(names, entry_points=False)
 
 
@@ -363,6 +363,7 @@ def test_findings_count_examples_once_a_suite_and_tasks_once(index):
         [Finding("mine", "a", "ngram"), Finding("mine", "b", "exact"), Finding("x", "c", "contained")]
     )
     findings.add([Finding("mine", "a", "entry_point"), Finding("mine", "a", "ngram")])
+    findings.add([Finding("mine", "e", "common_name")])
     findings.add([])
     other.add([Finding("mine", "d/1/fixed", "exact")])
     findings.merge(other)
@@ -370,6 +371,7 @@ def test_findings_count_examples_once_a_suite_and_tasks_once(index):
         ("mine", "exact"): 2,
         ("mine", "ngram"): 1,
         ("mine", "entry_point"): 1,
+        ("mine", "common_name"): 1,
         ("x", "contained"): 1,
     }
     summary = overlap.summary(index, findings)
@@ -379,6 +381,7 @@ def test_findings_count_examples_once_a_suite_and_tasks_once(index):
         "contained": 0,
         "ngram": 1,
         "entry_point": 1,
+        "common_name": 1,
         "tasks_given_away": 3,
         "tasks": 3,
     }
