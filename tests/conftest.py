@@ -16,6 +16,9 @@ from ruamel.yaml import YAML
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DVC_NO_ANALYTICS"] = "1"
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # a tiny model gains nothing by threads that wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,11 +181,47 @@ def project(tmp_path: Path) -> Project:
 # The whole pipeline at a tiny size. --------------------------------------------------------------------
 
 
+# What Python runs first where this stands as sitecustomize.py. It notes of every stage what it reads, writes,
+# imports and connects to, a line of JSON each; files outside the project and those without a name not.
+WATCH = """
+import json, os, sys
+
+if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
+    stage = "@".join(sys.orig_argv[2:4]).removeprefix("stages.")
+    root = os.getcwd() + os.sep
+    log = os.open(os.environ["WATCHED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    seen = set()
+
+    def did(event, arguments):
+        if event == "open" and isinstance(arguments[0], str | bytes):
+            path = os.path.abspath(os.fsdecode(arguments[0]))
+            mode, flags = arguments[1] or "", arguments[2] or 0
+            written = set(mode) & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            nameless = os.path.isdir(path)  # a temporary file in it
+            if path.startswith(root) and not nameless and "__pycache__" not in path:
+                return "writes" if written else "reads", path.removeprefix(root)
+        elif event == "import":
+            return "imports", arguments[0].partition(".")[0]
+        elif event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+            return "connects", repr(arguments[1:])
+        return None
+
+    def watch(event, arguments):
+        done = did(event, arguments)
+        if done and done not in seen:
+            seen.add(done)
+            os.write(log, (json.dumps([stage, *done]) + "\\n").encode())
+
+    sys.addaudithook(watch)
+"""
+
+
 class Clone:
     """A copy of this repository, with a tiny model and few rows, in which DVC can be run."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         self.root = root
+        self.watched = scratch / "watched.jsonl"  # see WATCH
         nowhere = "http://127.0.0.1:9"  # nothing listens there: whoever tries the network fails at once
         self.environment = {
             **os.environ,
@@ -216,7 +255,8 @@ def small(params: dict[str, Any], model: Path) -> dict[str, Any]:
     """Parameters that take the same path in seconds: few rows, short answers, the tiny model."""
     suites = [path.stem for path in sorted((ROOT / "data/benchmarks").glob("*.jsonl"))]
     params["fetch"]["coding"]["origins"] = params["fetch"]["coding"]["origins"][1:2]
-    params["base"] |= {"uri": f"file:{model}", "pad_token": PAD}
+    params["filter"]["fixes"]["transforms"]["chunk"] = 400
+    params["base"] |= {"uri": f"file:{model}", "pad_token": None}
     params["mix"] |= {"rows": 40, "valid_share": 0.1}
     params["train"] |= {"epochs": 1, "batch_size": 4, "accumulation": 1, "max_length": 2048}
     params["train"] |= {"logging_steps": 2}
@@ -242,18 +282,33 @@ def copy_repository(root: Path) -> None:
         shutil.copyfile(ROOT / name, root / name)
 
 
+def few(rows: list[dict[str, Any]], count: int = 24) -> list[dict[str, Any]]:
+    """Rows spread over a source, of which the last repeats the first; of code to be fixed one is long."""
+    chosen = rows[:: len(rows) // count][: count - 1]
+    if "fixed_code" in rows[0]:
+        joined = [row for row in rows if (row["language"], row["cwe_id"]) == ("python", "CWE-89")]
+        sides = ("vulnerable_code", "fixed_code")
+        chosen[1] = joined[0] | {side: "\n\n\n".join(row[side] for row in joined) for side in sides}
+    return [*chosen, chosen[0]]
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The copy after its first `dvc repro`."""
+    """The copy after its first `dvc repro`, whose stages were watched."""
     scratch = tmp_path_factory.mktemp("smoke")
     root = scratch / "copy"
     copy_repository(root)
     for path in (root / "data/handmade").glob("*.jsonl"):
-        write_rows(path, read_rows(path)[:24])
+        write_rows(path, few(read_rows(path)))
     model = make_tiny_model(scratch / "model")
     made = Clone(root, scratch)
     write_yaml(made.params, small(YAML(typ="safe").load(composed()), model))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Copy"]):
         made.checked("git", *command)
+    (scratch / "site").mkdir()
+    (scratch / "site/sitecustomize.py").write_text(WATCH, encoding="utf-8")
+    unwatched = made.environment
+    made.environment = {**unwatched, "PYTHONPATH": str(scratch / "site"), "WATCHED": str(made.watched)}
     made.checked("dvc", "repro")
+    made.environment = unwatched
     return made

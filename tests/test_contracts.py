@@ -1,4 +1,4 @@
-"""The contracts between code, dvc.yaml and params.yaml: names, dependencies, parameters, rows, imports."""
+"""The contracts of code, dvc.yaml and params.yaml: names, dependencies, parameters, files, rows, imports."""
 
 import ast
 import importlib
@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from conftest import ROOT, Clone, composed, read_rows, read_yaml
 from ruamel.yaml import YAML
 
+from stages.common import prompts
 from stages.common.params import load
 
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -130,16 +133,32 @@ def test_parameters_named_are_the_parameters_read(stage: str) -> None:
     assert sorted(named) == sorted(group for group, _ in loads(stage))
 
 
+def parameter_classes(path: Path) -> dict[str, set[str]]:
+    """The parameter classes of a module, each with its fields."""
+    return {
+        node.name: {field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}  # type: ignore[union-attr]
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(name, ast.Name) and name.id == "params" for name in node.decorator_list)
+    }
+
+
+def used(path: Path) -> set[str]:
+    """Names that a module reads of objects: as attributes, or as keys of a table that it walks by name."""
+    attributes = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+    tables = [node for node in tree(path).body if isinstance(node, ast.AnnAssign)]
+    keys = (node.value.keys for node in tables if isinstance(node.value, ast.Dict))
+    return attributes | {key.value for key in chain(*keys) if isinstance(key, ast.Constant)}
+
+
 @pytest.mark.parametrize("stage", READERS)
 def test_every_field_of_a_parameter_class_is_used(stage: str) -> None:
-    module = tree(ROOT / "stages" / f"{stage}.py")
-    used = {node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute)}
-    for node in module.body:
-        decorators = getattr(node, "decorator_list", [])
-        if any(isinstance(decorator, ast.Name) and decorator.id == "params" for decorator in decorators):
-            fields = {field.target.id for field in node.body if isinstance(field, ast.AnnAssign)}
-            assert fields, f"{node.name} has no field"
-            assert fields - used == set(), f"fields of {node.name} that nothing reads"
+    modules = reached(ROOT / "stages" / f"{stage}.py")
+    classes = {name: fields for path in modules for name, fields in parameter_classes(path).items()}
+    assert {cls for _, cls in loads(stage)} <= set(classes)
+    for name, fields in classes.items():
+        assert fields, f"{name} has no field"
+        assert fields - set().union(*map(used, modules)) == set(), f"fields of {name} that nothing reads"
 
 
 @pytest.mark.parametrize(("recipe", "scale"), RECIPES)
@@ -170,40 +189,162 @@ def test_committed_parameters_are_the_default_recipe_at_demo_scale() -> None:
     assert expected == VALUES, "run `make params`"
 
 
+# 4. Files are exact. -----------------------------------------------------------------------------------
+
+DATA_STAGES = ("fetch", "filter", "convert", "mix", "score", "report")
+LIBRARIES = {"torch", "transformers", "trl", "peft", "datasets", "pandas"}
+
+
+@pytest.fixture(scope="module")
+def did(clone: Clone) -> dict[str, dict[str, set[str]]]:
+    """What each stage of the clone did: by stage, what it reads, writes, imports and connects to."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for line in clone.watched.read_text(encoding="utf-8").splitlines():
+        stage, what, name = json.loads(line)
+        found[stage][what].add(
+            re.sub(r"(^|/)\.([^/]+)\.part(?=/|$)", r"\1\2", name)
+        )  # its name when it is whole
+    return found
+
+
+def below(path: str, places: list[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
+
+
+@pytest.mark.smoke
+def test_a_stage_reads_its_dependencies_and_writes_its_outputs_alone(
+    clone: Clone, did: dict[str, Any]
+) -> None:
+    locked = read_yaml(clone.root / "dvc.lock")["stages"]
+    assert set(did) == set(locked)
+    tools = [".dvc", ".dvcignore", ".git", ".gitignore"]  # DVCLive asks which repository it is in
+    packages = [f"{folder}/__init__.py" for folder in ("stages", "stages/common")]
+    for stage, entry in locked.items():
+        deps, outs = ([found["path"] for found in entry.get(kind, [])] for kind in ("deps", "outs"))
+        reads, writes = did[stage]["reads"], did[stage]["writes"]
+        known = [*deps, *outs, *tools, *packages, "params.yaml"]
+        assert [path for path in reads if not below(path, known)] == [], f"{stage} reads, but does not name"
+        known = [*outs, *tools]
+        assert [path for path in writes if not below(path, known)] == [], f"{stage} writes, but does not name"
+        idle = [
+            dep for dep in deps if not dep.endswith(".py") and not any(below(path, [dep]) for path in reads)
+        ]
+        idle += [out for out in outs if not any(below(path, [out]) for path in writes)]
+        # under `foreach` a source that comes from a package has the folder of the others, too
+        assert idle in ([], ["data/handmade"]), f"{stage} names, but does not touch"
+
+
+@pytest.mark.smoke
+def test_no_stage_of_the_demo_connects_and_no_data_stage_loads_a_model_library(did: dict[str, Any]) -> None:
+    for stage, done in did.items():
+        assert done["connects"] == set(), stage
+        assert done["imports"], "imports are seen"
+        if stage.partition("@")[0] in DATA_STAGES:
+            assert done["imports"] & LIBRARIES == set(), stage
+    assert "torch" in did["train"]["imports"]
+
+
 # 6. No row vanishes. -----------------------------------------------------------------------------------
+
+
+def row_of(sample: str) -> str:
+    """The row that a sample is, or is a piece of."""
+    return sample.partition("#")[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.smoke
 def test_rows_in_are_rows_kept_and_rejected(clone: Clone) -> None:
     data = clone.root / "data"
+    seen: Counter[str] = Counter()
     for source in read_yaml(clone.params)["filter"]:
-        raw = [f"{source}/{number}" for number, _ in enumerate(read_rows(data / f"raw/{source}.jsonl"))]
+        raw = {f"{source}/{number}" for number, _ in enumerate(read_rows(data / f"raw/{source}.jsonl"))}
         kept = [row["id"] for row in read_rows(data / f"filtered/{source}.jsonl")]
-        rejected = read_rows(data / f"filtered/{source}.rejected.jsonl")
-        assert sorted(raw) == sorted([*kept, *(row["id"] for row in rejected)])
-        assert all(row["check"] and row["reason"] for row in rejected)
-        counts = json.loads((clone.root / f"reports/filter/{source}.json").read_text(encoding="utf-8"))
-        found = (len(raw), len(kept), len(rejected))
-        assert (counts["rows"], counts["kept"], counts["rejected"]) == found
-        assert sum(counts["reasons"].values()) == len(rejected)
+        ledger = read_rows(data / f"filtered/{source}.rejected.jsonl")
+        assert all(row["check"] and row["reason"] for row in ledger)
+        names = [*kept, *(row["id"] for row in ledger)]
+        assert len(set(names)) == len(names)
+        assert set(map(row_of, names)) == raw
+        for row, count in Counter(map(row_of, names)).items():  # a row is there whole, or with all its pieces
+            pieces = {name for name in names if row_of(name) == row}
+            assert pieces in ({row}, {f"{row}#{number}" for number in range(1, count + 1)})
+        counts = read_json(clone.root / f"reports/filter/{source}.json")
+        rows_kept = set(map(row_of, kept))
+        found = (
+            len(raw),
+            len(rows_kept),
+            len(raw - rows_kept),
+            len(kept),
+            sum("#" in name for name in names),
+        )
+        assert tuple(counts[key] for key in ("rows", "kept", "rejected", "samples", "chunks")) == found
+        reasons = Counter(row["check"] for row in ledger)
+        assert {check: count for check, count in counts["reasons"].items() if count} == reasons
+        seen.update(reasons)
+        seen["pieces"] += counts["chunks"]
+    assert seen["pieces"] > 2 and seen["duplicate"] and len(seen) > 3, "there are rows to lose"
+
+
+def code_lines(text: str) -> set[str]:
+    """The lines of the code blocks in a text, without their indentation."""
+    return {line.strip() for block in prompts.BLOCK.findall(text) for line in block[2].split("\n")} - {""}
 
 
 @pytest.mark.smoke
-def test_every_mixed_row_traces_back_to_a_raw_row_and_its_licence(clone: Clone) -> None:
+def test_every_example_traces_back_to_a_raw_row_with_its_revision_licence_and_transforms(
+    clone: Clone,
+) -> None:
     data = clone.root / "data"
-    licences: dict[str, str] = {}
-    for source in read_yaml(clone.params)["filter"]:
-        provenance = json.loads((data / f"raw/{source}.provenance.json").read_text(encoding="utf-8"))
-        given = [origin["licence"] for origin in provenance["origins"] for _ in range(origin["rows"])]
-        assert len(given) == len(read_rows(data / f"raw/{source}.jsonl"))
-        licences |= {f"{source}/{number}": licence for number, licence in enumerate(given)}
-    splits = {name: read_rows(data / f"mixed/{name}.jsonl") for name in ("train", "valid")}
-    for row in splits["train"] + splits["valid"]:
-        assert row["id"] == f"{row['group']}/{row['kind']}"
-        assert row["source"] == row["group"].split("/")[0]
-        assert row["licence"] == licences[row["group"]]
-    groups = [{row["group"] for row in rows} for rows in splits.values()]
-    assert groups[0] and groups[1] and not groups[0] & groups[1]
+    steps_seen: set[str] = set()
+    for source, chosen in read_yaml(clone.params)["convert"].items():
+        provenance = read_json(data / f"raw/{source}.provenance.json")
+        raw = read_rows(data / f"raw/{source}.jsonl")
+        origins = [origin for origin in provenance["origins"] for _ in range(origin["rows"])]
+        assert len(origins) == len(raw) == provenance["rows"]
+        samples = {row["id"]: row for row in read_rows(data / f"filtered/{source}.jsonl")}
+        for example in read_rows(data / f"converted/{source}.jsonl"):
+            sample = samples[example["id"].rpartition("/")[0]]
+            assert example["id"] == f"{sample['id']}/{example['kind']}"
+            assert example["group"] == row_of(sample["id"]) and example["source"] == source
+            number = int(example["group"].removeprefix(f"{source}/"))
+            for key in ("licence", "revision"):
+                assert example[key] == sample[key] == origins[number][key] != ""
+            *steps, last = example["transforms"].split("; ")
+            assert "; ".join(steps) == sample["transforms"] and last.split()[0] == "convert"
+            assert last.split()[1] in chosen["tasks"]
+            assert ("#" in sample["id"]) == any(step.startswith("chunk ") for step in steps)
+            if not any(step.startswith("redact ") for step in steps):
+                texts = (text for text in raw[number].values() if isinstance(text, str))
+                given = {line.strip() for text in texts for line in text.split("\n")}
+                answers = (example[key] for key in ("prompt", "completion", "rejected"))
+                assert set().union(*map(code_lines, answers)) <= given, example["id"]
+            steps_seen |= {step.split()[0] for step in (*steps, last)}
+    assert steps_seen >= {"chunk", "convert"}
+
+
+@pytest.mark.smoke
+def test_the_mix_is_made_of_examples_as_they_were_converted(clone: Clone) -> None:
+    data = clone.root / "data"
+    sources = read_yaml(clone.params)["mix"]["sources"]
+    examples = {row["id"]: row for name in sources for row in read_rows(data / f"converted/{name}.jsonl")}
+    splits = {name: read_rows(data / f"mixed/{name}.jsonl") for name in ("train", "valid", "preferences")}
+    for name, rows in splits.items():
+        assert rows and len({row["id"] for row in rows}) == len(rows)
+        for row in rows:
+            first = re.sub(r"@\d+$", "", row["id"])
+            assert {**row, "id": first} == examples[first]
+            assert (row["kind"] == "preference") == (name == "preferences")
+    groups = {name: {row["group"] for row in rows} for name, rows in splits.items()}
+    assert not groups["valid"] & (groups["train"] | groups["preferences"])
+    report = read_json(clone.root / "reports/mix.json")
+    assert {name: report[name] for name in splits} == {name: len(rows) for name, rows in splits.items()}
+    for source, counts in report["sources"].items():
+        assert counts["examples"] == sum(row["source"] == source for row in examples.values())
+        fates = ("too_long", "contaminated", "near_duplicate", "not_chosen", "preferences", "mixed")
+        assert counts["examples"] == sum(counts[fate] for fate in fates) - counts["repeated"]
 
 
 # 9. Import does nothing. -------------------------------------------------------------------------------
@@ -211,7 +352,8 @@ def test_every_mixed_row_traces_back_to_a_raw_row_and_its_licence(clone: Clone) 
 PROBE = """
 import contextlib, importlib, io, json, os, sys
 
-heavy = ("torch", "transformers", "trl", "peft", "datasets", "pandas")
+heavy = ("torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow", "numpy", "gguf", "fsspec")
+heavy += ("huggingface_hub", "bandit", "detect_secrets", "tree_sitter", "rensa", "dvc", "dvclive")
 seen = []
 
 def watch(event, arguments):

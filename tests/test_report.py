@@ -55,10 +55,19 @@ TRAINING = {
     },
 }
 MIX = {
-    **{"train": 20, "valid": 2, "contaminated": 3, "kinds": {"write": 22}},
-    "sources": {"coding": {"examples": 50, "too_long": 0, "contaminated": 3, "wanted": 22, "mixed": 22}},
+    **{"train": 20, "valid": 2, "preferences": 0, "contaminated": 3, "floors": {}, "decontamination": {}},
+    "kinds": {"write": {"rows": 22, "characters": 2200, "approximate_tokens": 700, "share": 1.0}},
+    "sources": {
+        "coding": {
+            **{"examples": 51, "too_long": 0, "contaminated": 3, "near_duplicate": 1, "not_chosen": 25},
+            **{"wanted": 22, "mixed": 22, "repeated": 0, "preferences": 0},
+        }
+    },
 }
-FILTER = {"rows": 60, "kept": 50, "rejected": 10, "reasons": {"empty": 10, "length": 0}}
+FILTER = {  # of a row in three pieces two are kept, so pieces and entries of the ledger are more than rows
+    **{"rows": 60, "kept": 50, "rejected": 10, "chunks": 3, "samples": 51},
+    **{"reasons": {"empty": 10, "length": 1}, "redacted": {}, "label": {}, "suspects": {}},
+}
 LOSS = "step\tloss\n5\t2.5\n10\t1.5\n40\t1.25\n"
 
 
@@ -157,7 +166,7 @@ def test_page_shows_ten_answers_of_all_suites_and_the_numbers(reported):
     assert all(f"{name}/" in text for name in SUITES)
     shown = Page((reported.root / report.PAGE).read_text(encoding="utf-8")).tags.count("details")
     assert shown == 10
-    for number in ("123,456", "1.250", "70.0", "1.100", "1.500", "99.87", "empty 10"):
+    for number in ("123,456", "1.250", "70.0", "1.100", "1.500", "99.87", "empty 10, length 1"):
         assert number in text
     assert "nan" not in text.lower().split() and "None" not in text and "undefined" not in text.lower()
 
@@ -251,6 +260,14 @@ def test_short_curves_do_not_stop_the_report(reported, loss):
     assert "nan" not in (reported.root / report.PAGE).read_text().lower().replace("-", " ").split()
 
 
+def test_training_without_validation_is_reported_without_its_loss(reported):
+    write(reported.root / "reports/train.json", {k: v for k, v in TRAINING.items() if k != "valid_loss"})
+    reported.run("report")
+    text = (reported.root / report.PAGE).read_text(encoding="utf-8")
+    assert "validation loss" not in text and "Undefined" not in text
+    assert "valid_loss" not in json.loads((reported.root / report.METRICS).read_text())["training"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -261,7 +278,7 @@ def test_short_curves_do_not_stop_the_report(reported, loss):
         ("reports/train/plots/metrics/loss.tsv", None, ["loss.tsv: not found"]),
         ("models/base/manifest.json", "[]", ["manifest.json"]),
         ("reports/mix.json", "oops", ["reports/mix.json"]),
-        ("reports/verdicts/base.jsonl", "oops\n", ["reports/verdicts/base.jsonl:1", "'oops'"]),
+        ("reports/verdicts/base.jsonl", "{}\noops\n", ["reports/verdicts/base.jsonl:2", "'oops"]),
         ("reports/train/plots/metrics/loss.tsv", "step\tloss\n", ["loss.tsv"]),
         ("reports/train.json", {**TRAINING, "loss": float("nan")}, ["reports/train.json", "nan"]),
         ("reports/scores/tuned.json", {"detection": scores()["tuned"]["detection"]}, ["error_handling"]),

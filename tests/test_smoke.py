@@ -44,6 +44,15 @@ class Graph:
         return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(clone: Clone) -> Iterator[None]:
+    """DVC within this process sees what it sees in the clone's commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in clone.environment.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
 def graph(clone: Clone) -> Graph:
     return Graph(clone.root)
@@ -65,8 +74,11 @@ def tracked(clone: Clone) -> list[Path]:
 
 
 def changed(clone: Clone) -> set[str]:
-    """The stages that differ from the last run, each for a reason of its own."""
-    return set(json.loads(clone.checked("dvc", "status", "--json")))
+    """The stages that differ from the last run, each for a reason of its own: what `dvc status` lists."""
+    from dvc.repo import Repo
+
+    with Repo(str(clone.root)) as repo:
+        return {name.rpartition(":")[2] for name in repo.status()}
 
 
 def outputs(clone: Clone) -> dict[str, bytes]:
@@ -177,6 +189,8 @@ PARAMETERS = [
 ]
 CODE = [
     ("stages/convert.py", every("convert"), every("convert") | AFTER_MIX),
+    ("stages/common/chunks.py", every("filter"), every("filter") | every("convert") | AFTER_MIX),
+    ("stages/common/card.py", {"mix"}, AFTER_MIX),
     ("stages/report.html", {"report"}, {"report"}),
     ("stages/common/jail.py", every("filter") | {"score@base", "score@tuned"}, None),
     ("stages/common/uris.py", every("fetch", [*SOURCES, "humaneval"]) | {"base"}, None),
@@ -249,7 +263,11 @@ def spoil_parameter(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("spoil", "arguments", "message"),
     [
-        (spoil_row, ["filter", "fixes"], r"data/raw/fixes\.jsonl:25: .*expected a JSON object"),
+        (
+            spoil_row,
+            ["filter", "fixes"],
+            r"data/raw/fixes\.provenance\.json: 24 rows declared; expected the 25 of data/raw/fixes\.jsonl",
+        ),
         (
             spoil_field,
             ["convert", "fixes"],

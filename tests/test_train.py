@@ -61,15 +61,15 @@ class Run:
         return self.trainer.data_collator(list(self.trainer.train_dataset))
 
 
-def trained(root: Path, model: Path, repeat: int = 1, **changes: Any) -> Run:
-    """Run `main` in a fresh project."""
+def trained(root: Path, model: Path, repeat: int = 1, valid: int = 2, **changes: Any) -> Run:
+    """Run `main` in a fresh project, with the first `valid` examples to validate on."""
     import trl
 
     project = Project(root)
     project.base(model)
     project.params(train=settings(**changes))
     write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * repeat))
-    write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:2]))
+    write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:valid]))
     seen = []
 
     class Watched(trl.SFTTrainer):  # type: ignore[misc]
@@ -92,9 +92,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Run:
-    """One step in the reference's format, with loss on everything and plain weights."""
+    """One step in the reference's format, with loss on everything, plain weights and no validation."""
     folder = tmp_path_factory.mktemp("reference")
-    return trained(folder, tiny_model, template="alpaca", loss="full", quantization="none")
+    return trained(folder, tiny_model, valid=0, template="alpaca", loss="full", quantization="none")
 
 
 # What is trained. --------------------------------------------------------------------------------------
@@ -107,6 +107,11 @@ def test_the_loss_falls(run: Run) -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert run.report["loss"] == pytest.approx(sum(losses[-3:]) / 3)
     assert run.report["valid_loss"] < losses[0]
+
+
+def test_without_rows_to_validate_on_there_is_no_validation_loss(run: Run, reference: Run) -> None:
+    assert set(run.report) - set(reference.report) == {"valid_loss"}
+    assert math.isfinite(reference.report["loss"])
 
 
 def test_the_adapter_holds_lora_tensors_alone_in_full_precision(run: Run) -> None:

@@ -72,6 +72,16 @@ class Run:
         return range(self.units[self.first].lines.start, self.units[self.last].lines.stop)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """What is cut, and how long the pieces may be."""
+
+    sides: tuple[Side, Side]  # vulnerable, fixed
+    changes: tuple[list[Region], list[Region]]  # as each side sees them: its own are the `v` lines
+    language: str
+    max_chars: int
+
+
 def chunks(vulnerable: str, fixed: str, language: str, max_chars: int) -> list[tuple[str, str]]:
     """The pieces of a pair that hold its changes, each at most `max_chars` characters a side, in order.
 
@@ -83,23 +93,25 @@ def chunks(vulnerable: str, fixed: str, language: str, max_chars: int) -> list[t
     """
     if _squeezed([vulnerable]) == _squeezed([fixed]):
         return []
-    pair = vulnerable.split("\n"), fixed.split("\n")
-    changes = _changes(*pair)
+    changes = _changes(vulnerable.split("\n"), fixed.split("\n"))
     if sum(max(change.v1 - change.v0, change.f1 - change.f0) for change in changes) > MAX_CHANGED:
         return []
     sides = _side(vulnerable, language), _side(fixed, language)
+    pair = Pair(sides, (changes, [change.swapped() for change in changes]), language, max_chars)
     found: list[Region] = []
     for index, change in enumerate(changes):
-        if any(region.contains(change) for region in found[-1:]) or _same(sides, change):
+        if any(region.contains(change) for region in found[-1:]) or _same(pair, change):
             continue
-        for candidate in _candidates(sides, changes, index, found[-1:], max_chars):
+        for candidate in _candidates(pair, index, found[-1:]):
             region = candidate
-            while found and region.overlaps(found[-1]) and not region.contains(found[-1]):
-                region = region.joined(found[-1])
-            if _fits(sides, region, language, max_chars):
+            for other in reversed(found):
+                if not region.overlaps(other):
+                    break
+                region = region.joined(other)
+            if _fits(pair, region):
                 found = [*(other for other in found if not region.contains(other)), region]
                 break
-    return [_texts(sides, region) for region in found]
+    return [_texts(pair, region) for region in found]
 
 
 def _side(code: str, language: str) -> Side:
@@ -195,36 +207,46 @@ def _single(lines: list[str], start: int, stop: int) -> dict[str, int]:
 # How far to widen it ------------------------------------------------------------------------------------
 
 
-def _candidates(
-    sides: tuple[Side, Side], changes: list[Region], index: int, taken: list[Region], max_chars: int
-) -> Iterator[Region]:
+def _candidates(pair: Pair, index: int, taken: list[Region]) -> Iterator[Region]:
     """The regions to try for a change, the largest first, but the whole pair last."""
-    runs = [*_runs(sides[0], changes[index], False), *_runs(sides[1], changes[index].swapped(), True)]
-    regions = {_region(changes, index, run.fixed, run.lines): run for run in reversed(runs)}
+    runs = [run for fixed in (False, True) for run in _runs(pair, index, fixed)]
+    regions = {_region(pair, index, run): run for run in reversed(runs)}
     ordered = sorted(regions, key=lambda region: region.v0 - region.v1 + region.f0 - region.f1)
     for number, region in enumerate(ordered):
         if number:  # the function is too long: take from it as much as fits
-            yield _grown(sides, changes, index, regions[region], taken, max_chars)
+            yield _grown(pair, index, regions[region], taken)
         yield region
-    yield Region(0, len(sides[0].lines), 0, len(sides[1].lines))
+    yield Region(0, len(pair.sides[0].lines), 0, len(pair.sides[1].lines))
 
 
-def _runs(side: Side, change: Region, fixed: bool) -> list[Run]:
-    """The runs of units around the `v` lines of a change, one or two in each block around it, outer first.
+def _runs(pair: Pair, index: int, fixed: bool) -> list[Run]:
+    """The runs of units around a change on one side, one or two in each block around it, outer first.
 
     Where functions are among them, what is around the outermost functions is left out.
     """
+    side, change = pair.sides[fixed], pair.changes[fixed][index]
     start, stop = change.v0, change.v1
     while start < stop and not side.lines[start].strip():
         start += 1
     while start < stop and not side.lines[stop - 1].strip():
         stop -= 1
+    if start == stop:  # between two lines: where the text before it ends, or else where the text begins
+        while start and not side.lines[start - 1].strip():
+            start -= 1
+        while not start and stop < len(side.lines) and not side.lines[stop].strip():
+            stop += 1
+        start = stop = start or stop
     runs: list[Run] = []
     block = bisect_right(side.starts, start) - 1
     while block >= 0:
-        units = side.blocks[block]
-        runs += (Run(fixed, units, first, last) for first, last in _around(units, start, stop))
-        block = side.parents[block]
+        units, parent = side.blocks[block], side.parents[block]
+        # what is new after a block, as its text ends where the block around it goes on, is none of its own
+        after = (
+            start == stop == units[-1].lines.stop and parent >= 0 and not _inside(side.blocks[parent], start)
+        )
+        if not after:
+            runs += (Run(fixed, units, first, last) for first, last in _around(units, start, stop))
+        block = parent
     runs.reverse()
     outermost = (
         number
@@ -241,7 +263,7 @@ def _around(units: list[Unit], start: int, stop: int) -> list[tuple[int, int]]:
     """
     first = bisect_right(units, start, key=lambda unit: unit.lines.stop)
     last = bisect_left(units, max(stop, start + 1), key=lambda unit: unit.lines.start) - 1
-    if start == stop and (first == len(units) or units[first].lines.start >= start):
+    if start == stop and not _inside(units, start):
         inside = units[0].lines.start <= start <= units[-1].lines.stop
         return [(near, near) for near in (first, first - 1) if inside and 0 <= near < len(units)]
     if first > last or units[first].lines.start > start or units[last].lines.stop < stop:
@@ -249,23 +271,26 @@ def _around(units: list[Unit], start: int, stop: int) -> list[tuple[int, int]]:
     return [(first, last)]
 
 
-def _region(changes: list[Region], index: int, fixed: bool, lines: range) -> Region:
-    """The region of one change and these lines of one side, with every change that they cut into."""
-    if fixed:
-        return _region([change.swapped() for change in changes], index, False, lines).swapped()
+def _inside(units: list[Unit], line: int) -> bool:
+    """Whether the point before a line is inside a unit, and not between two."""
+    at = bisect_right(units, line, key=lambda unit: unit.lines.stop)
+    return at < len(units) and units[at].lines.start < line
+
+
+def _region(pair: Pair, index: int, run: Run) -> Region:
+    """The region of one change and the lines of a run, with every other change that they cut into."""
+    changes, lines = pair.changes[run.fixed], run.lines
     first = min(index, bisect_right(changes, lines.start, key=lambda change: change.v1))
     last = max(index, bisect_left(changes, lines.stop, key=lambda change: change.v0) - 1)
-    v0, v1 = min(lines.start, changes[first].v0), max(lines.stop, changes[last].v1)
-    return Region(
-        v0, v1, changes[first].f0 - (changes[first].v0 - v0), changes[last].f1 + (v1 - changes[last].v1)
-    )
+    start, stop = min(lines.start, changes[first].v0), max(lines.stop, changes[last].v1)
+    before, after = changes[first].v0 - start, stop - changes[last].v1  # unchanged: as many on the other side
+    region = Region(start, stop, changes[first].f0 - before, changes[last].f1 + after)
+    return region.swapped() if run.fixed else region
 
 
-def _grown(
-    sides: tuple[Side, Side], changes: list[Region], index: int, run: Run, taken: list[Region], max_chars: int
-) -> Region:
+def _grown(pair: Pair, index: int, run: Run, taken: list[Region]) -> Region:
     """The region of a run and of as many units after and before it, in turn, as are short and not taken."""
-    region = _region(changes, index, run.fixed, run.lines)
+    region = _region(pair, index, run)
     first, last = run.first, run.last
     steps = [(0, 1), (-1, 0)]
     while steps:
@@ -274,8 +299,8 @@ def _grown(
             if ends[0] < 0 or ends[1] == len(run.units):
                 steps.remove(step)
                 continue
-            wider = _region(changes, index, run.fixed, Run(run.fixed, run.units, *ends).lines)
-            if _short(sides, wider, max_chars) and not any(wider.overlaps(other) for other in taken):
+            wider = _region(pair, index, Run(run.fixed, run.units, *ends))
+            if _short(pair, wider) and not any(wider.overlaps(other) for other in taken):
                 region, (first, last) = wider, ends
             else:
                 steps.remove(step)
@@ -285,18 +310,18 @@ def _grown(
 # What a piece must be -------------------------------------------------------------------------------------
 
 
-def _fits(sides: tuple[Side, Side], region: Region, language: str, max_chars: int) -> bool:
+def _fits(pair: Pair, region: Region) -> bool:
     """Whether a region can be a chunk: short, different, not empty, and no worse to parse than in place."""
-    if not _short(sides, region, max_chars):
+    if not _short(pair, region):
         return False
-    texts = _texts(sides, region)
+    texts = _texts(pair, region)
     if _squeezed([texts[0]]) == _squeezed([texts[1]]):
         return False
     parts = (range(region.v0, region.v1), range(region.f0, region.f1))
-    for side, text, part in zip(sides, texts, parts, strict=True):
+    for side, text, part in zip(pair.sides, texts, parts, strict=True):
         if not text and any(line.strip() for line in side.lines):
             return False
-        errors = languages.errors_per_line(text, language)
+        errors = languages.errors_per_line(text, pair.language)
         if (
             errors is not None
             and side.errors
@@ -306,15 +331,15 @@ def _fits(sides: tuple[Side, Side], region: Region, language: str, max_chars: in
     return True
 
 
-def _short(sides: tuple[Side, Side], region: Region, max_chars: int) -> bool:
-    if max(region.v1 - region.v0, region.f1 - region.f0) > max_chars + 1:
+def _short(pair: Pair, region: Region) -> bool:
+    if max(region.v1 - region.v0, region.f1 - region.f0) > pair.max_chars:  # a line is a character at least
         return False
-    return max(map(len, _texts(sides, region))) <= max_chars
+    return max(map(len, _texts(pair, region))) <= pair.max_chars
 
 
-def _texts(sides: tuple[Side, Side], region: Region) -> tuple[str, str]:
+def _texts(pair: Pair, region: Region) -> tuple[str, str]:
     """The lines of both sides without the indentation that all of them share, and without blank ends."""
-    parts = sides[0].lines[region.v0 : region.v1], sides[1].lines[region.f0 : region.f1]
+    parts = _parts(pair, region)
     full = [line for part in parts for line in part if line.strip()]
     indents = [line[: len(line) - len(line.lstrip())] for line in full]
     margin = os.path.commonprefix(indents)  # noqa: RUF071 (of characters, not of paths)
@@ -325,16 +350,22 @@ def _texts(sides: tuple[Side, Side], region: Region) -> tuple[str, str]:
     return "\n".join(_unpadded(cut[0])), "\n".join(_unpadded(cut[1]))
 
 
+def _parts(pair: Pair, region: Region) -> tuple[list[str], list[str]]:
+    """The lines of a region, on both sides."""
+    vulnerable, fixed = pair.sides
+    return vulnerable.lines[region.v0 : region.v1], fixed.lines[region.f0 : region.f1]
+
+
 def _unpadded(lines: list[str]) -> list[str]:
     """Lines without the blank ones at both ends."""
     full = [index for index, line in enumerate(lines) if line.strip()]
     return lines[full[0] : full[-1] + 1] if full else []
 
 
-def _same(sides: tuple[Side, Side], change: Region) -> bool:
+def _same(pair: Pair, change: Region) -> bool:
     """Whether a change is one of white space alone."""
-    parts = sides[0].lines[change.v0 : change.v1], sides[1].lines[change.f0 : change.f1]
-    return _squeezed(parts[0]) == _squeezed(parts[1])
+    vulnerable, fixed = _parts(pair, change)
+    return _squeezed(vulnerable) == _squeezed(fixed)
 
 
 def _squeezed(lines: list[str]) -> str:

@@ -13,6 +13,7 @@ from stages.common import cwe, overlap, sandbox, suites
 from stages.common.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
+SUITES = sorted((ROOT / "data/benchmarks").glob("*.jsonl"))
 LANGUAGES = {"python", "javascript", "php", "c"}
 FAULTS = ("missing file", "bad JSON", "HTTP error", "division by zero", "locked database", "timeout")
 SAMPLE = 20  # rows whose tests are run here; `filter` runs all of them
@@ -91,10 +92,10 @@ def test_error_handling_rows_repeat_nothing(key):
     assert repeated([plain(row[key]) for row in rows("handmade/error_handling.jsonl")]) == []
 
 
-def test_error_handling_answers_are_not_one_another_renamed():
+def test_error_handling_answers_are_neither_one_another_renamed_nor_their_incomplete_twin():
     found = rows("handmade/error_handling.jsonl")
     assert repeated([skeleton(row["code"]) for row in found]) == []
-    assert [row["code"] for row in found if skeleton(row["code"]) == skeleton(row["incomplete"])] == []
+    assert [row["code"] for row in found if plain(row["code"]) == plain(row["incomplete"])] == []
 
 
 def test_python_answers_come_with_tests_and_others_without():
@@ -116,25 +117,28 @@ def test_both_sides_differ_in_more_than_layout(pairs):
 
 @pytest.mark.parametrize("form", [plain, skeleton])
 def test_training_and_measurement_share_no_snippet(form):
-    trained = [code for pair in training_pairs() for code in pair[2:]]
-    trained += [row[key] for row in rows("handmade/error_handling.jsonl") for key in ("code", "incomplete")]
-    measured = [code for pair in detection_pairs() for code in pair[2:]]
-    measured += [
-        row[key] for row in rows("benchmarks/error_handling.jsonl") for key in ("reference", "unsafe")
-    ]
-    assert set(map(form, trained)) & set(map(form, measured)) == set()
+    trained = {form(code) for pair in training_pairs() for code in pair[2:]}
+    measured = {form(code) for pair in detection_pairs() for code in pair[2:]}
+    assert trained & measured == set()
+
+
+@pytest.mark.parametrize(("form", "sides"), [(plain, 2), (skeleton, 1)])
+def test_error_handling_shares_no_answer_with_its_benchmark(form, sides):
+    keys = {"handmade": ("code", "incomplete")[:sides], "benchmarks": ("reference", "unsafe")[:sides]}
+    trained, measured = (
+        {form(row[key]) for row in rows(f"{folder}/error_handling.jsonl") for key in names}
+        for folder, names in keys.items()
+    )
+    assert trained & measured == set()
 
 
 @pytest.mark.parametrize("name", ["error_handling", "fixes", "preferences"])
 def test_no_training_row_gives_a_benchmark_away(name):
     tasks = [task for path in SUITES for task in suites.load(path)]
     index = overlap.build(tasks, overlap.Overlap(ngram=8, share=0.5, entry_points=True))
-    assert overlap.find(index, *(text for text in vars(tasks[0]).values() if isinstance(text, str)))
-    given = {
-        row["instruction" if name == "error_handling" else "weakness"]: row
-        for row in rows(f"handmade/{name}.jsonl")
-    }
-    assert {name: found for name, row in given.items() if (found := overlap.find(index, *row.values()))} == {}
+    assert overlap.copied(overlap.find(index, "", tasks[0].prompt), True), "a benchmark's own text is found"
+    found = [overlap.find(index, *row.values()) for row in rows(f"handmade/{name}.jsonl")]
+    assert found and [one for one in found if overlap.copied(one, entry_points=True)] == []
 
 
 def test_length_does_not_tell_the_sides_apart():
@@ -173,26 +177,20 @@ def test_error_handling_suite_tells_right_from_unsafe():
 
 def test_error_handling_rows_are_proven_in_a_sample():
     proven = [row for row in rows("handmade/error_handling.jsonl") if row["test"]]
-    drawn = random.Random(0).sample(proven, SAMPLE)
-    asked = [
-        (row["instruction"], code, test)
-        for row in drawn
-        for code in ("code", "incomplete")
-        for test in ("test", "fault_test")
-    ]
-    programs = [
-        f"{row[code]}\n\n{row[test]}"
-        for row in drawn
+    runs = [
+        (row, code, test)
+        for row in random.Random(0).sample(proven, SAMPLE)
         for code in ("code", "incomplete")
         for test in ("test", "fault_test")
     ]
     with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(sandbox.run, programs))
-    assert [
-        (*what, outcome)
-        for what, outcome in zip(asked, outcomes, strict=True)
-        if outcome.status != ("failed" if what[1:] == ("incomplete", "fault_test") else "passed")
-    ] == []
+        outcomes = pool.map(sandbox.run, (f"{row[code]}\n\n{row[test]}" for row, code, test in runs))
+    wrong = [
+        (row["instruction"], code, test, outcome)
+        for (row, code, test), outcome in zip(runs, outcomes, strict=True)
+        if outcome.status != ("failed" if (code, test) == ("incomplete", "fault_test") else "passed")
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)

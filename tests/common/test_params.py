@@ -110,6 +110,7 @@ def test_bad_value_is_named_with_its_key(tmp_path, changes, key, found):
         ("train: {}\n", ["draw", "train"]),
         ("1: 2\n", ["draw", "1"]),
         ("draw:\n", ["draw", "None"]),
+        ("draw: {other: 1}\n", ["draw.other", "1"]),
         ("draw: [1, 2]\n", ["draw", "[1, 2]"]),
         ("draw: {rows: 1\n", ["not YAML"]),
         ("draw: 1\ndraw: 2\n", ["not YAML", "duplicate"]),
@@ -122,6 +123,12 @@ def test_bad_file_gives_one_line(tmp_path, text, words):
         load("draw", Draw, path)
     assert all(word in str(error.value) for word in [*words, "params.yaml"])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "known"), [("draw: {yours: {}}\n", "yours"), ("draw: 1\n", "nothing")])
+def test_missing_part_of_a_group_is_named_with_what_is_there(tmp_path, text, known):
+    with pytest.raises(PipelineError, match=rf"^draw\.mine: no group 'mine'; found {known} \("):
+        load("draw.mine", Draw, written(tmp_path, text))
 
 
 def test_run_prints_one_line_and_exits_with_2(capsys):
