@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
+from operator import index
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated
@@ -125,13 +126,18 @@ def judge(rows: list[tuple[int, str]], work: Work) -> Part:
     return part
 
 
-def origins(provenance: files.Row, source: str) -> tuple[list[parsers.Origin], list[int]]:
+def origins(path: Path, source: str) -> tuple[list[parsers.Origin], list[int]]:
     """The origins of a source, and for each the number of the first row that is not its own."""
-    each = [
-        parsers.Origin(source, provenance["schema"], origin["licence"], origin["revision"])
-        for origin in provenance["origins"]
-    ]
-    return each, list(accumulate(origin["rows"] for origin in provenance["origins"]))
+    provenance = files.read_json(path)
+    try:
+        schema, each = provenance["schema"], provenance["origins"]
+        found = [parsers.Origin(source, schema, origin["licence"], origin["revision"]) for origin in each]
+        ends = list(accumulate(index(origin["rows"]) for origin in each))
+    except (KeyError, TypeError) as error:
+        raise PipelineError(f"{path}: {error}; expected what `fetch` writes") from None
+    if not found or schema not in parsers.PARSERS:
+        raise PipelineError(f"{path}: schema {schema!r}, {len(found)} origins; expected what `fetch` writes")
+    return found, ends
 
 
 def report(tally: ledger.Tally, counts: Counter[str], found: list[files.Row], checks: Checks) -> files.Row:
@@ -196,7 +202,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source, chosen = arguments.source, load(f"filter.{arguments.source}", FilterParams)
     raw, provenance = RAW / f"{source}.jsonl", RAW / f"{source}.provenance.json"
-    work = Work(chosen, *origins(files.read_json(provenance), source))
+    work = Work(chosen, *origins(provenance, source))
 
     chunk = PROVEN_CHUNK if chosen.checks.unproven else CHUNK
     lines = progress(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,25 @@ def test_order_and_workers_change_nothing_but_ids(project, seed):
     again, _, recounted = result(project)
     assert sorted(row["output"] for row in again) == sorted(row["output"] for row in kept)
     assert recounted["reasons"] == counts["reasons"]
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {},
+        {"schema": "alpaca"},
+        {"schema": "alpaca", "origins": []},
+        {"schema": "alpaca", "origins": [{"licence": "MIT", "rows": 1}]},
+        {"schema": "novel", "origins": [{"licence": "MIT", "revision": "1", "rows": 1}]},
+        {"schema": "alpaca", "origins": [{"licence": "MIT", "revision": "1", "rows": "x"}]},
+        {"schema": "alpaca", "origins": 3},
+    ],
+)
+def test_a_bad_provenance_is_named(project, capsys, provenance):
+    raw(project, [ALPACA])
+    (project.root / "data/raw/mine.provenance.json").write_text(json.dumps(provenance))
+    assert project.command("filter", "mine") == 2
+    assert re.fullmatch(r"error: data/raw/mine\.provenance\.json: .*expected .*\n", capsys.readouterr().err)
 
 
 def test_a_missing_source_says_which_stage_writes_it(project, capsys):

@@ -108,7 +108,11 @@ def chunks(vulnerable: str, fixed: str, language: str, max_chars: int) -> list[t
                 if not region.overlaps(other):
                     break
                 region = region.joined(other)
-            if _fits(pair, region):
+            if not _short(pair, region):
+                continue
+            if _same(pair, region):  # lines that only moved past blank ones
+                break
+            if _sound(pair, region):
                 found = [*(other for other in found if not region.contains(other)), region]
                 break
     return [_texts(pair, region) for region in found]
@@ -310,23 +314,14 @@ def _grown(pair: Pair, index: int, run: Run, taken: list[Region]) -> Region:
 # What a piece must be -------------------------------------------------------------------------------------
 
 
-def _fits(pair: Pair, region: Region) -> bool:
-    """Whether a region can be a chunk: short, different, not empty, and no worse to parse than in place."""
-    if not _short(pair, region):
-        return False
-    texts = _texts(pair, region)
-    if _squeezed([texts[0]]) == _squeezed([texts[1]]):
-        return False
+def _sound(pair: Pair, region: Region) -> bool:
+    """Whether no side of a region is empty, but where all of it is, or parses worse than it did in place."""
     parts = (range(region.v0, region.v1), range(region.f0, region.f1))
-    for side, text, part in zip(pair.sides, texts, parts, strict=True):
+    for side, text, part in zip(pair.sides, _texts(pair, region), parts, strict=True):
         if not text and any(line.strip() for line in side.lines):
             return False
-        errors = languages.errors_per_line(text, pair.language)
-        if (
-            errors is not None
-            and side.errors
-            and sum(errors) > side.errors[part.stop] - side.errors[part.start]
-        ):
+        errors = languages.errors_per_line(text, pair.language) or [0]
+        if side.errors and sum(errors) > side.errors[part.stop] - side.errors[part.start]:
             return False
     return True
 
@@ -363,7 +358,7 @@ def _unpadded(lines: list[str]) -> list[str]:
 
 
 def _same(pair: Pair, change: Region) -> bool:
-    """Whether a change is one of white space alone."""
+    """Whether a region's sides differ in white space alone."""
     vulnerable, fixed = _parts(pair, change)
     return _squeezed(vulnerable) == _squeezed(fixed)
 

@@ -133,13 +133,17 @@ def test_a_run_that_does_not_parse_alone_is_left_out() -> None:
     assert chunks(vulnerable, fixed, "javascript", 25) == []
 
 
-def test_changes_that_undo_each_other_are_left_out() -> None:
-    vulnerable, fixed = "aa\na\n\n" + body("f", 2), "a\naa\n\n" + body("f", 2).replace("f_1", "f_2")
-    for limit in (10, 60, 200):
-        assert all(
-            squeezed(before) != squeezed(after)
-            for before, after in chunks(vulnerable, fixed, "python", limit)
-        )
+def test_lines_that_only_moved_past_blank_ones_are_left_out() -> None:
+    vulnerable = "def f():\n    h = 1\n\n    s = 2\n    return s\n\n\n" + body("g", 2)
+    fixed = vulnerable.replace("\n\n    s = 2\n", "\n    s = 2\n\n").replace("g_1 =", "g_2 =")
+    assert [before for before, _ in chunks(vulnerable, fixed, "python", 100)] == [body("g", 2).strip()]
+
+
+def test_what_overlaps_is_one_chunk() -> None:
+    long = f"    g({'1, ' * 20}1);\n"
+    vulnerable = f"void f()\n{{\n{long}    a = 1;\n    b();\n{long}}}\n"
+    fixed = vulnerable.replace("a = 1;", "a = 2;").replace("    b();\n", "    b();\n    c();\n")
+    assert chunks(vulnerable, fixed, "c", 25) == [("a = 1;\nb();", "a = 2;\nb();\nc();")]
 
 
 def test_a_function_moved_into_two_keeps_both_sides_whole() -> None:

@@ -1,4 +1,5 @@
 import doctest
+import itertools
 import json
 import re
 import subprocess
@@ -325,9 +326,11 @@ def test_odd_input_is_survived(language: str) -> None:
         share = languages.error_share(code, language)
         assert share is not None, name
         assert 0 <= share <= 1, name
-        errors = languages.errors_per_line(code, language)
-        assert errors is None or len(errors) == code.count("\n") + 1, name
-        assert sum(errors or ()) <= len(code.encode("utf-8", "replace")) + 1, name  # nothing counts twice
+        errors = languages.errors_per_line(code, language) or [0] * (code.count("\n") + 1)
+        for line, count in zip(code.split("\n"), errors, strict=True):  # nothing counts twice
+            assert 0 <= count <= len(line.encode("utf-8", "replace")) + 2, name
+        faults = parsed.faults if (parsed := languages.parsed(code, language)) else []
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(faults)), name
         comments = languages.comment_share(code, language)
         assert comments is not None, name
         assert 0 <= comments <= 1, name

@@ -110,7 +110,6 @@ def test_bad_value_is_named_with_its_key(tmp_path, changes, key, found):
         ("train: {}\n", ["draw", "train"]),
         ("1: 2\n", ["draw", "1"]),
         ("draw:\n", ["draw", "None"]),
-        ("draw: {other: 1}\n", ["draw.other", "1"]),
         ("draw: [1, 2]\n", ["draw", "[1, 2]"]),
         ("draw: {rows: 1\n", ["not YAML"]),
         ("draw: 1\ndraw: 2\n", ["not YAML", "duplicate"]),
