@@ -22,7 +22,7 @@ SHINGLE = 5  # words, as StarCoder's data were compared (Li et al. 2023, arXiv:2
 # found is then compared over the whole signature.
 BAND_ROWS = 4
 BATCH = 200  # texts; from 256 on rensa starts threads, and a process forked after that would wait for ever
-BLOCK = 1 << 16  # pairs compared at once: 64 MiB
+BLOCK = 1 << 13  # pairs compared at once: 8 MiB
 MIX = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: Knuth's multiplier for hashing
 
 # What separates words: every ASCII byte but letters, digits and the underscore.

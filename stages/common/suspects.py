@@ -72,7 +72,7 @@ _LANES, _BITS = 256, 16
 _FULL = (1 << _BITS) - 1
 COMMON = 50_000  # rows from which on a word is not followed any more; two such sums would overflow a lane
 
-CAPACITY = 200_000  # words in a summary; some 100 MB
+CAPACITY = 50_000  # words in a summary; some 25 MB
 
 
 @dataclass(slots=True)
