@@ -155,7 +155,8 @@ def mixed(clone: Clone, recipe: str) -> tuple[list[dict], dict[str, Any]]:
 
 
 def test_v3_is_the_references_mix(full: Clone, fixes: list[dict[str, str]]) -> None:
-    train, _ = mixed(full, "v3")
+    train, report = mixed(full, "v3")
+    print(json.dumps(report))
     short = sum(max(len(row["vulnerable_code"]), len(row["fixed_code"])) <= 2000 for row in fixes[:2500])
     assert short > 50
     assert Counter(row["source"] for row in train) == {
