@@ -1,7 +1,7 @@
 """Does a piece of JavaScript handle an error? Its syntax tree tells: comments and strings prove nothing."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stages.common import languages
@@ -22,26 +22,12 @@ OPERATORS = frozenset({"typeof", "instanceof"})
 CLOSURES = frozenset({"arrow_function", "function_expression", "function_declaration", "method_definition"})
 
 
-def _text(node: "Node | None") -> str:
-    return "" if node is None or node.text is None else node.text.decode("utf-8", "replace")
-
-
 def _field(node: "Node", name: str) -> str:
-    return _text(node.child_by_field_name(name))
+    return languages.text(node.child_by_field_name(name))
 
 
 def _parts(node: "Node") -> "list[Node]":
     return [child for child in node.named_children if child.type != "comment"]
-
-
-def _walk(node: "Node", closed: frozenset[str] = frozenset()) -> "Iterator[Node]":
-    """`node` and its descendants, without what lies inside nodes of the types in `closed`."""
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        yield top
-        if top is node or top.type not in closed:
-            stack.extend(reversed(top.named_children))
 
 
 def _call(node: "Node") -> "tuple[str, Node | None, list[Node]]":
@@ -50,21 +36,23 @@ def _call(node: "Node") -> "tuple[str, Node | None, list[Node]]":
     given = [] if arguments is None else _parts(arguments)
     if function is not None and function.type == "member_expression":
         return _field(function, "property"), function.child_by_field_name("object"), given
-    return _text(function), None, given
+    return languages.text(function), None, given
 
 
 def _is_error(node: "Node") -> bool:
     """A new error, or a name that errors have."""
     if node.type == "new_expression":
         return _field(node, "constructor").endswith(("Error", "Exception"))
-    last = _text(node).rpartition(".")[2]
+    last = languages.text(node).rpartition(".")[2]
     return node.type in ("identifier", "member_expression") and ERROR_NAME.fullmatch(last) is not None
 
 
 def _idle(body: "Node | None", error: str) -> bool:
     """The body of a catch does nothing, or no more than throw the same error again."""
     statements = [] if body is None else _parts(body)
-    return not statements or (len(statements) == 1 and _text(statements[0]).rstrip(";") == f"throw {error}")
+    return not statements or (
+        len(statements) == 1 and languages.text(statements[0]).rstrip(";") == f"throw {error}"
+    )
 
 
 def _idle_function(node: "Node") -> bool:
@@ -85,7 +73,7 @@ def _call_handles(node: "Node") -> bool:
     if owner is None or not given or _idle_function(given[-1]):
         return False
     if name in LISTEN:
-        return len(given) > 1 and given[0].type == "string" and _text(given[0])[1:-1] in EVENTS
+        return len(given) > 1 and given[0].type == "string" and languages.text(given[0])[1:-1] in EVENTS
     return (name, len(given)) in (("catch", 1), ("then", 2))
 
 
@@ -99,12 +87,12 @@ def _assignment_handles(node: "Node") -> bool:
 
 def _tests_fault(condition: "Node") -> bool:
     """The condition looks at .ok, a status, zero, a length, null, a type, NaN or an error."""
-    for node in _walk(condition, CLOSURES):
+    for node in languages.walk(condition, CLOSURES):
         if (
             node.type in ("null", "undefined")
-            or (node.type == "number" and _text(node) in ("0", "0n"))
+            or (node.type == "number" and languages.text(node) in ("0", "0n"))
             or (node.type == "member_expression" and _field(node, "property") in PROPERTIES)
-            or (node.type == "identifier" and (_text(node) in ("ok", "status") or _is_error(node)))
+            or (node.type == "identifier" and (languages.text(node) in ("ok", "status") or _is_error(node)))
             or (node.type.endswith("ary_expression") and _field(node, "operator") in OPERATORS)
             or (node.type == "call_expression" and _call(node)[0] in CHECKS)
         ):
@@ -116,15 +104,15 @@ def _error_value(node: "Node | None") -> bool:
     """What tells of a failure: null, undefined, false, NaN, -1, [], an error, { error }, { ok: false }."""
     if node is None or node.type in ("null", "undefined", "false") or _is_error(node):
         return True
-    if _text(node) in ("NaN", "Number.NaN", "-1", "[]"):
+    if languages.text(node) in ("NaN", "Number.NaN", "-1", "[]"):
         return True
     if node.type == "call_expression":
         name, owner, _ = _call(node)
-        return name == "reject" and _text(owner) == "Promise"
+        return name == "reject" and languages.text(owner) == "Promise"
     if node.type != "object":
         return False
     for member in _parts(node):
-        key, value = (_field(member, "key") or _text(member)).strip("'\""), _field(member, "value")
+        key, value = (_field(member, "key") or languages.text(member)).strip("'\""), _field(member, "value")
         if key in ("error", "errors", "reason", "problem") and value not in ("null", "undefined", "[]"):
             return True
         if key in ("ok", "success") and value == "false":
@@ -134,7 +122,7 @@ def _error_value(node: "Node | None") -> bool:
 
 def _reports(branch: "Node", tests_fault: bool) -> bool:
     """The branch throws, gives an error to reject(), next() or a callback, or returns an error value."""
-    for node in _walk(branch, CLOSURES | {"if_statement"}):
+    for node in languages.walk(branch, CLOSURES | {"if_statement"}):
         if node.type == "throw_statement":
             return True
         if node.type == "call_expression":
@@ -174,4 +162,6 @@ def handles(code: str) -> bool:
     parsed = languages.parsed(code, "javascript")
     if parsed is None:
         return False
-    return any(HANDLES[node.type](node) for node in _walk(parsed.tree.root_node) if node.type in HANDLES)
+    return any(
+        HANDLES[node.type](node) for node in languages.walk(parsed.tree.root_node) if node.type in HANDLES
+    )

@@ -341,17 +341,35 @@ def _find(tree: "Tree", grammar: str, kinds: Iterable[str], named: bool = True) 
     """
     ids = {_grammar(grammar).id_for_node_kind(kind, named): kind for kind in kinds}
     found: dict[str, list[Node]] = {kind: [] for kind in kinds}
-    cursor = tree.walk()
+    for node in walk(tree.root_node):
+        if node.kind_id in ids:
+            found[ids[node.kind_id]].append(node)
+    return found
+
+
+def walk(root: "Node", closed: frozenset[str] = frozenset()) -> Iterator["Node"]:
+    """`root` and its descendants in the order of the text, but for what is inside `closed` types.
+
+    By cursor, so that no depth is too deep and the time is proportional to the nodes.
+    """
+    cursor = root.walk()
+    inside = True  # the root is entered whatever its type
     while True:
         node = cursor.node
         assert node is not None  # noqa: S101 (a cursor stands on a node)
-        if node.kind_id in ids:
-            found[ids[node.kind_id]].append(node)
-        if cursor.goto_first_child():
+        yield node
+        if (inside or node.type not in closed) and cursor.goto_first_child():
+            inside = False
             continue
+        inside = False
         while not cursor.goto_next_sibling():
             if not cursor.goto_parent():
-                return found
+                return
+
+
+def text(node: "Node | None") -> str:
+    """The source of a node; "" without one."""
+    return (node.text or b"").decode("utf-8", "replace") if node else ""
 
 
 def _texts(code: str, language: str) -> tuple[str, ...]:

@@ -16,14 +16,11 @@ I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
 
 
-def cores() -> int:
-    """How many processes may run at once."""
-    return len(os.sched_getaffinity(0))
-
-
 def add_workers(parser: ArgumentParser) -> None:
     """Give a stage's command line `--workers`, all cores by default."""
-    parser.add_argument("--workers", type=_count, default=cores(), help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+    )
 
 
 def _count(text: str) -> int:

@@ -120,21 +120,8 @@ def _eval(code: str, language: str) -> frozenset[Finding] | None:
     parsed = languages.parsed(code, language)
     if parsed is None:
         return None
-    found = any(_evaluates(node) for node in _walk(parsed.tree.root_node))
+    found = any(_evaluates(node) for node in languages.walk(parsed.tree.root_node))
     return frozenset({_EVAL_FINDING} if found else ())
-
-
-def _walk(root: "Node") -> "Iterator[Node]":
-    """Every node, in time proportional to their number."""
-    cursor = root.walk()
-    while True:
-        if cursor.node is not None:
-            yield cursor.node
-        if cursor.goto_first_child():
-            continue
-        while not cursor.goto_next_sibling():
-            if not cursor.goto_parent():
-                return
 
 
 def _evaluates(node: "Node") -> bool:
@@ -146,7 +133,7 @@ def _evaluates(node: "Node") -> bool:
     if callee is None or callee.end_byte - callee.start_byte > 20 or arguments is None:
         return False
     receiver = node.child_by_field_name("receiver")  # of Ruby
-    name = f"{_text(receiver)}.{_text(callee)}" if receiver else _text(callee)
+    name = f"{languages.text(receiver)}.{languages.text(callee)}" if receiver else languages.text(callee)
     if name.replace(" ", "") not in _EVAL or not arguments.named_children:
         return False
     first = arguments.named_children[0]
@@ -154,10 +141,6 @@ def _evaluates(node: "Node") -> bool:
         first = first.named_children[0]
     literal = first.type in ("string", "template_string", "encapsed_string", "number", "integer")
     return not (literal and all(part.type in _LITERAL_PARTS for part in first.named_children))
-
-
-def _text(node: "Node") -> str:
-    return (node.text or b"").decode("utf-8", "replace")
 
 
 # Labels. -----------------------------------------------------------------------------------------------
