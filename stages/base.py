@@ -7,7 +7,6 @@ Out: models/base/ with a manifest of its files. The only model stage that may us
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -90,7 +89,7 @@ def manifest(folder: Path, chosen: BaseParams) -> files.Row:
     entries = {
         str(path.relative_to(folder)): {
             "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": files.sha256(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()

@@ -214,6 +214,7 @@ def examples(sample: Sample, tasks: list[Task]) -> list[Example]:
             licence=sample.licence,
             revision=sample.revision,
             transforms="; ".join(filter(None, (sample.transforms, f"convert {task}"))),
+            cwe=sample.cwe,
             **turn._asdict(),
         )
         for task, turn in made

@@ -1,26 +1,40 @@
 """Ask a model every task of the evaluation suites and keep its answers; judging is `score`'s work.
 
-In: a model folder and the suites. Out: reports/completions/<model>.jsonl, one row a task with the prompt as
-it was asked and the answer. Greedy and batched, so the same machine gives the same answers.
+In: a model folder and the suites. Out: reports/completions/<model>.jsonl, a row an answer, with the prompt as
+it was asked. Greedy answers come first (sample 0); where `generate.samples` asks for more of a suite they are
+drawn at a temperature, each from its own seeded stream. Every batch is kept in .partial/ as soon as it is
+answered, so a run that was killed goes on where it stopped and ends with the same rows.
 
     python -m stages.generate tuned
     python -m stages.generate mine --model path/to/model --suite my_suite.jsonl
 """
 
 import argparse
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.common import files, models, suites
+from stages.common import decoding, files, models, prompts, suites
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
 
 FOLDERS = {"base": Path("models/base"), "tuned": Path("models/merged")}
 COMPLETIONS = Path("reports/completions")
+PARTIAL = Path(".partial")
+
+# Where an answer ends before the model says so: what the judge reads is complete. Other kinds run on.
+ENDED: dict[str, decoding.Ended] = {
+    "detection": prompts.answered_line,
+    "code": prompts.answered_block,
+    "fixing": prompts.answered_block,
+}
+VERDICTS = (prompts.Verdict(True), prompts.Verdict(False))
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,32 +45,32 @@ class GenerateParams:
 
     batch_size: Count
     max_new_tokens: dict[str, Count]  # by kind of task
-    limits: dict[str, Count]  # tasks a suite; a suite that is not named runs whole
+    limits: dict[str, Count]  # rows a suite; a suite that is not named runs whole
+    samples: dict[str, Count]  # drawn answers a task, by suite, beside the greedy one
+    temperature: Annotated[float, Field(gt=0, le=2)]  # of the drawn answers
+    seed: int  # likewise
 
 
-def batches(tasks: list[suites.Task], size: int) -> Iterator[list[suites.Task]]:
-    """Tasks of one kind together, longest prompts first, so that a batch has little padding."""
-    for kind in sorted({task.kind for task in tasks}):
+Asked = tuple[suites.Task, int]  # a task and which answer to it: 0 the greedy one, then the drawn ones
+
+
+def questions(tasks: list[suites.Task], chosen: GenerateParams) -> list[Asked]:
+    """Every answer that is wanted, in the order of the tasks."""
+    return [(task, sample) for task in tasks for sample in range(1 + chosen.samples.get(task.suite, 0))]
+
+
+def batches(asked: list[Asked], size: int) -> Iterator[list[Asked]]:
+    """Questions of one kind together, longest prompts first, so that a batch has little padding."""
+
+    def group(one: Asked) -> tuple[str, bool]:
+        return one[0].kind, one[1] > 0
+
+    for key in sorted(set(map(group, asked))):
         same = sorted(
-            (task for task in tasks if task.kind == kind), key=lambda task: (-len(task.prompt), task.id)
+            (one for one in asked if group(one) == key),
+            key=lambda one: (-len(one[0].prompt), one[0].id, one[1]),
         )
         yield from (same[start : start + size] for start in range(0, len(same), size))
-
-
-def answers(model: Any, tokenizer: Any, prompts: list[str], limit: int) -> list[tuple[str, int]]:
-    """Greedy answers to rendered prompts, each with its number of new tokens."""
-    import torch
-
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id
-        )
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [
-        (tokenizer.decode(row, skip_special_tokens=True), int((row != tokenizer.pad_token_id).sum()))
-        for row in new
-    ]
 
 
 def render(tokenizer: Any, prompt: str) -> str:
@@ -67,27 +81,107 @@ def render(tokenizer: Any, prompt: str) -> str:
     return text
 
 
-def generate(tasks: list[suites.Task], folder: Path, chosen: GenerateParams) -> list[files.Row]:
-    """Every task's row, in the order of `tasks`."""
+def verdict_tokens(tokenizer: Any) -> tuple[int, int]:
+    """The first tokens of the two verdicts; raises PipelineError where they are the same."""
+    vulnerable, safe = (
+        tokenizer(prompts.verdict_line(verdict), add_special_tokens=False)["input_ids"][0]
+        for verdict in VERDICTS
+    )
+    if vulnerable == safe:
+        raise PipelineError(
+            f"tokenizer: both verdicts begin with token {safe}; expected different ones, to read log-odds"
+        )
+    return vulnerable, safe
+
+
+def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GenerateParams) -> list[files.Row]:
+    """The rows of one batch. `log_odds`: log p(VULNERABLE) - log p(SAFE) where a verdict begins, in nats."""
+    kind, drawn = batch[0][0].kind, batch[0][1] > 0
+    pick: decoding.Pick = decoding.greedy
+    if drawn:
+        keys = [f"{chosen.seed} {task.id} {sample}" for task, sample in batch]
+        pick = decoding.sampled(keys, chosen.temperature)
+    texts = [render(tokenizer, task.prompt) for task, _ in batch]
+    limit = chosen.max_new_tokens[kind]
+    replies = decoding.answer(model, tokenizer, texts, limit, ENDED.get(kind, lambda answer: False), pick)
+    rows = []
+    for (task, sample), text, reply in zip(batch, texts, replies, strict=True):
+        row = {
+            "id": task.id,
+            "suite": task.suite,
+            "sample": sample,
+            "prompt": text,
+            "completion": tokenizer.decode(reply.tokens, skip_special_tokens=True),
+            "new_tokens": len(reply.tokens),
+            "ended": "stop" if reply.complete else "length",
+        }
+        if kind == "detection":
+            vulnerable, safe = verdict_tokens(tokenizer)
+            row["log_odds"] = round(float(reply.first[vulnerable] - reply.first[safe]), 4)
+        rows.append(row)
+    return rows
+
+
+def key(asked: list[Asked], folder: Path, chosen: GenerateParams) -> str:
+    """What the answers depend on, as a hash: model, questions, parameters, code, libraries and device."""
+    import torch
+    import transformers
+
+    digest = hashlib.sha256()
+    code = [__file__, decoding.__file__, models.__file__, prompts.__file__]
+    model = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in [*map(Path, code), *model]:
+        digest.update(f"{path.name} {files.sha256(path)}\n".encode())
+    settings = {name: value for name, value in vars(chosen).items() if name not in ("limits", "samples")}
+    facts = [
+        [[task.id, task.suite, task.kind, task.prompt, sample] for task, sample in asked],
+        settings,
+        [torch.__version__, transformers.__version__, models.device(), torch.get_num_threads()],
+    ]
+    digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()[:32]
+
+
+def generate(asked: list[Asked], folder: Path, chosen: GenerateParams) -> list[files.Row]:
+    """Every answer's row, in the order of `asked`; batches that an earlier run answered stay."""
     from tqdm import tqdm
 
-    model, tokenizer = models.load(folder)
-    tokenizer.padding_side = "left"
-    rows: dict[str, files.Row] = {}
-    with tqdm(total=len(tasks), desc=f"generate {folder}", unit="task") as bar:
-        for batch in batches(tasks, chosen.batch_size):
-            rendered = [render(tokenizer, task.prompt) for task in batch]
-            given = answers(model, tokenizer, rendered, chosen.max_new_tokens[batch[0].kind])
-            for task, prompt, (text, tokens) in zip(batch, rendered, given, strict=True):
-                rows[task.id] = {
-                    "id": task.id,
-                    "suite": task.suite,
-                    "prompt": prompt,
-                    "completion": text,
-                    "new_tokens": tokens,
-                }
-            bar.update(len(batch))
-    return [rows[task.id] for task in tasks]
+    kept = PARTIAL / "generate" / key(asked, folder, chosen)
+    plan = list(enumerate(batches(asked, chosen.batch_size)))
+    missing = [(number, batch) for number, batch in plan if not (kept / f"{number}.jsonl").exists()]
+    if missing:
+        if len(missing) < len(plan):
+            print(f"generate: {len(plan) - len(missing)} of {len(plan)} batches are in {kept}")
+        model, tokenizer = models.load(folder)
+        with tqdm(total=len(asked), desc=f"generate {folder}", unit="answer") as bar:
+            bar.update(len(asked) - sum(len(batch) for _, batch in missing))
+            for number, batch in missing:
+                files.write_rows(kept / f"{number}.jsonl", answers(model, tokenizer, batch, chosen))
+                bar.update(len(batch))
+    rows = {
+        (row["id"], row["sample"]): row
+        for number, _ in plan
+        for row in files.read_rows(kept / f"{number}.jsonl")
+    }
+    return [rows[task.id, sample] for task, sample in asked]
+
+
+def check_lengths(tasks: list[suites.Task], chosen: GenerateParams) -> None:
+    """Raise PipelineError on a kind of task without a limit, and on a limit for no kind."""
+    for kind in sorted({task.kind for task in tasks} - set(chosen.max_new_tokens)):
+        raise PipelineError(f"generate.max_new_tokens.{kind}: nothing; expected a value (params.yaml)")
+    for kind in sorted(set(chosen.max_new_tokens) - set(suites.KEYS)):
+        raise PipelineError(
+            f"generate.max_new_tokens.{kind}: no such kind; expected {', '.join(suites.KEYS)} (params.yaml)"
+        )
+
+
+def check_samples(tasks: list[suites.Task], chosen: GenerateParams) -> None:
+    """Raise PipelineError on samples for no suite."""
+    for suite in sorted(set(chosen.samples) - {task.suite for task in tasks}):
+        raise PipelineError(
+            f"generate.samples.{suite}: no such suite; expected a file of {suites.BENCHMARKS}"
+        )
 
 
 def main() -> None:
@@ -100,25 +194,26 @@ def main() -> None:
     parser.add_argument(
         "--suite", type=Path, help="one suite file (default: all of data/benchmarks and HumanEval)"
     )
-    asked = parser.parse_args()
-    folder = asked.model or FOLDERS.get(asked.name)
+    given = parser.parse_args()
+    folder = given.model or FOLDERS.get(given.name)
     if folder is None:
-        raise PipelineError(f"{asked.name}: no such model; expected base, tuned, or --model with a folder")
+        raise PipelineError(f"{given.name}: no such model; expected base, tuned, or --model with a folder")
     chosen = load("generate", GenerateParams)
-    missing = set(suites.KEYS) - set(chosen.max_new_tokens)
-    if missing:
-        raise PipelineError(
-            f"generate.max_new_tokens.{min(missing)}: nothing; expected a value (params.yaml)"
-        )
     models.require(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"
 
-    tasks = suites.load(asked.suite) if asked.suite else suites.subset(suites.load_all(), chosen.limits)
-    rows = generate(tasks, folder, chosen)
-    path = COMPLETIONS / f"{asked.name}.jsonl"
+    tasks = suites.load(given.suite) if given.suite else suites.load_all()
+    check_lengths(tasks, chosen)
+    if not given.suite:
+        check_samples(tasks, chosen)
+        tasks = suites.subset(tasks, chosen.limits)
+    asked = questions(tasks, chosen)
+    rows = generate(asked, folder, chosen)
+    path = COMPLETIONS / f"{given.name}.jsonl"
     files.write_rows(path, rows)
+    shutil.rmtree(PARTIAL / "generate" / key(asked, folder, chosen))
     tokens = sum(row["new_tokens"] for row in rows)
-    print(f"generate {asked.name}: {len(rows)} answers, {tokens:,} tokens, {path}")
+    print(f"generate {given.name}: {len(rows)} answers, {tokens:,} tokens, {path}")
 
 
 if __name__ == "__main__":

@@ -272,6 +272,7 @@ def main() -> None:
             "contaminated": sum(one["contaminated"] for one in sources.values()),
             "sources": sources,
             "kinds": card.kinds(mixed),
+            "cwes": dict(sorted(mixed.cwes.items())),
             "floors": floors(chosen, mixed),
             "decontamination": overlap.summary(index, findings),
         }

@@ -1,245 +1,233 @@
-"""Put base and tuned side by side: the headline metrics, and one page that works offline.
+"""Put base and tuned side by side, say what changed and what did not, and hold the tuned model to its gates.
 
-In: the reports of all other stages. Out: reports/metrics.json and reports/report.html.
+In: the reports of all other stages. Out: reports/metrics.json, the page reports/report.html, which works
+offline, and reports/summary.md for a pull request. A missed gate fails the stage after all is written.
 
-    python -m stages.report            # writes both
-    python -m stages.report --show     # prints the table of what was written
+    python -m stages.report            # writes all three
+    python -m stages.report --show     # prints the table and missed gates, writes nothing
 """
 
 import argparse
+import base64
 import csv
-import random
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from jinja2 import Environment
+from pydantic import Field
 
-from stages.common import files, metrics, suites
+from stages.common import answers, comparison, files, gates, history, panels, pictures, summary
+from stages.common.answers import Answer, Task
+from stages.common.comparison import MODELS, Measure
 from stages.common.errors import PipelineError, run
+from stages.common.params import load, params
 
 REPORTS = Path("reports")
 TEMPLATE = Path("stages/report.html")
 METRICS = REPORTS / "metrics.json"
 PAGE = REPORTS / "report.html"
-CURVE = REPORTS / "train/plots/metrics/loss.tsv"
+SUMMARY = REPORTS / "summary.md"
+CURVES = REPORTS / "train/plots/metrics"
 MANIFEST = Path("models/base/manifest.json")
 
-MODELS = ("base", "tuned")
-DETECTION = ("balanced_accuracy", "recall", "specificity", "mcc", "pair_correct", "invalid_rate")
-ANSWERS, SEED = 10, 1
+TITLES = {"loss": "Loss", "token_accuracy": "Token accuracy", "entropy": "Entropy of the next token (nats)"}
+NUMBERS = ("loss", "token_accuracy", "entropy", "tokens", "steps", "seconds")
+COLUMNS = ("rows", "kept", "rejected", "contaminated", "mixed")
+ANSWER_BYTES = (
+    2_300_000  # of the page; with the rest it stays below 2.5 MB, which a phone still opens quickly
+)
+SEED = 1
+FEW = 12  # pairs; of fewer, the 95 % interval of a share of a half is wider than 0.5 (Wilson)
 
-# Names of the headline metrics, where they differ from "<suite>.pass_rate".
-HEADLINES = {suites.HUMANEVAL.stem: ("coding", "pass_at_1"), "reference_tests": ("reference_tests", "passed")}
+
+@params
+class ReportParams:
+    """What counts as a difference, and the limits that the tuned model must keep."""
+
+    significance: Annotated[float, Field(gt=0, lt=1)]  # p below which a difference is marked
+    no_drop: list[str]  # metrics ("coding.pass_at_1") that must not get significantly worse than the base's
+    floors: dict[str, float]  # metric: least value
+    ceilings: dict[str, float]  # metric: greatest value
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the table: a metric of both models, and of the constant judges where they apply."""
+class Evaluation:
+    """Both models' answers and scores, and what follows from them."""
 
-    label: str
-    note: str
-    values: tuple[float | None, ...]  # base, tuned, always vulnerable, always safe
-    counts: tuple[int, int] | None = None  # passed by base and tuned, when a share of `tasks`
-    tasks: int = 0
-
-
-def headline(suite: str) -> tuple[str, str]:
-    """Group and name under which a suite stands in metrics.json."""
-    return HEADLINES.get(suite, (suite, "pass_rate"))
+    scores: dict[str, files.Row]
+    given: dict[str, list[Answer]]
+    tasks: dict[str, list[Task]]
+    measures: list[Measure]
+    gates: list[gates.Gate]
 
 
-def flat(scores: dict[str, files.Row], training: files.Row, data: files.Row) -> files.Row:
-    """The headline metrics: group, metric, model."""
-    result: files.Row = {}
-    for suite, base in scores["base"].items():
-        tuned = scores["tuned"][suite]
-        if "mcc" in base:
-            result[suite] = {name: {"base": base[name], "tuned": tuned[name]} for name in DETECTION}
-            continue
-        group, name = headline(suite)
-        if group in result or group in ("training", "data"):
-            raise PipelineError(
-                f"{suites.BENCHMARKS}: suite {suite!r} would overwrite the metrics of {group}; rename it"
-            )
-        field = "passed" if name == "passed" else "pass_rate"
-        result[group] = {name: {"base": base[field], "tuned": tuned[field]}, "tasks": base["tasks"]}
-    training = {name: value for name, value in training.items() if isinstance(value, int | float)}
-    return {**result, "training": training, "data": data}
-
-
-def lines(scores: dict[str, files.Row]) -> list[Line]:
-    """The table, suite by suite."""
-    table: list[Line] = []
-    for suite, base in scores["base"].items():
-        tuned = scores["tuned"][suite]
-        if "mcc" in base:
-            table += [
-                Line(
-                    f"{suite}: {name.replace('_', ' ')}",
-                    f"{base['tasks']} snippets" if name == DETECTION[0] else "",
-                    tuple(row[name] for row in (base, tuned, base["always_vulnerable"], base["always_safe"])),
-                )
-                for name in DETECTION
-            ]
-        else:
-            group, name = headline(suite)
-            label = f"{group.replace('_', ' ')}: {name.replace('_', ' ').replace('at 1', '@1')}"
-            rates = (base["pass_rate"], tuned["pass_rate"], None, None)
-            counts = (base["passed"], tuned["passed"])
-            table.append(Line(label, f"{base['tasks']} tasks", rates, counts, base["tasks"]))
-    return table
-
-
-def cells(line: Line) -> list[dict[str, Any]]:
-    """A line as the page shows it."""
-    shown: list[dict[str, Any]] = []
-    first, second = line.values[:2]
-    for index, value in enumerate(line.values):
-        interval = ""
-        if line.counts is not None and index < len(MODELS):
-            low, high = metrics.wilson(line.counts[index], line.tasks)
-            interval = f"{line.counts[index]} of {line.tasks}; {low:.2f} to {high:.2f}"
-        better = index == 1 and "invalid" not in line.label and (second or 0) > (first or 0)
-        shown.append({"text": "" if value is None else f"{value:.3f}", "interval": interval, "best": better})
-    return shown
-
-
-def text_table(table: list[Line]) -> str:
-    """The table for a terminal."""
-    rows = [["", "base", "tuned", "always vulnerable", "always safe"]]
-    rows += [
-        [line.label, *("" if value is None else f"{value:.3f}" for value in line.values)] for line in table
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    )
-
-
-def funnel(mix: files.Row, filters: dict[str, files.Row]) -> list[files.Row]:
-    """A row a source: what came in, what was kept and why not, what was mixed."""
-    result: list[files.Row] = []
-    for name, counts in mix["sources"].items():
-        kept = filters[name]
-        reasons = ", ".join(f"{reason} {count}" for reason, count in kept["reasons"].items() if count)
-        result.append(
-            {"name": name, **counts, **{k: kept[k] for k in ("rows", "kept", "rejected")}, "reasons": reasons}
+def evaluation(chosen: ReportParams) -> Evaluation:
+    """Read completions, verdicts and scores, check that they belong together, and compare."""
+    scores = {model: files.read_json(REPORTS / "scores" / f"{model}.json") for model in MODELS}
+    given = {
+        model: answers.read(
+            REPORTS / "completions" / f"{model}.jsonl", REPORTS / "verdicts" / f"{model}.jsonl"
         )
-    return result
-
-
-def drawn(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` items, drawn with a fixed seed, in their order."""
-    places = random.Random(SEED).sample(range(len(items)), min(count, len(items)))
-    return [items[place] for place in sorted(places)]
-
-
-def side_by_side(answers: dict[str, list[files.Row]]) -> list[files.Row]:
-    """Ten tasks, the same number of each suite as far as ten allows, with both models' answers.
-
-    `answers` holds for each model the rows of completions and verdicts joined.
-    """
-    given = {model: {row["id"]: row for row in rows} for model, rows in answers.items()}
-    if set(given["base"]) != set(given["tuned"]):
-        path = REPORTS / "completions/tuned.jsonl"
-        found = len(given["tuned"])
-        raise PipelineError(f"{path}: {found} answers; expected one to each task of base.jsonl")
-    suites_: dict[str, list[str]] = {}
-    for row in answers["base"]:
-        suites_.setdefault(row["suite"], []).append(row["id"])
-    quota = [ANSWERS // len(suites_) + (place < ANSWERS % len(suites_)) for place in range(len(suites_))]
-    chosen = [
-        name for names, count in zip(suites_.values(), quota, strict=True) for name in drawn(names, count)
-    ]
-    return [
-        {
-            "id": name,
-            "prompt": given["base"][name]["prompt"],
-            **{model: given[model][name] for model in MODELS},
-        }
-        for name in chosen
-    ]
-
-
-def joined(model: str) -> list[files.Row]:
-    """A model's completions, each with its verdict."""
-    path = REPORTS / "verdicts" / f"{model}.jsonl"
-    verdicts = {row["id"]: row for row in files.read_rows(path)}
-    completions = files.read_rows(REPORTS / "completions" / f"{model}.jsonl")
-    missing = [row["id"] for row in completions if row["id"] not in verdicts]
-    if missing:
-        raise PipelineError(f"{path}: no verdict on {missing[0]!r}; expected one for every answer")
-    return [{**row, **verdicts[row["id"]]} for row in completions]
-
-
-def curve(points: Sequence[tuple[float, float]]) -> files.Row:
-    """Loss over steps for the template's picture, whose plot area is 100 wide and 100 high from the top."""
-    if not points:
-        raise PipelineError(f"{CURVE}: no point; expected the losses of a training run")
-    highest = 1.05 * max(loss for _, loss in points) or 1.0
-    last = max(step for step, _ in points) or 1.0
-    return {
-        "line": " ".join(
-            f"{100 * step / last:.2f},{100 - 100 * loss / highest:.2f}" for step, loss in points
-        ),
-        "ticks": [
-            {"y": round(100 - 100 * part), "loss": highest * part} for part in (0.0, 0.25, 0.5, 0.75, 1.0)
-        ],
-        "steps": last,
+        for model in MODELS
     }
+    tasks = answers.paired(given["base"], given["tuned"], REPORTS / "completions/tuned.jsonl")
+    comparison.check(scores, tasks, REPORTS / "scores")
+    found = comparison.measures(scores, tasks, given)
+    checked = gates.gates(found, chosen.significance, chosen.no_drop, chosen.floors, chosen.ceilings)
+    return Evaluation(scores, given, tasks, found, checked)
+
+
+def read_curve(path: Path) -> list[pictures.Point]:
+    """The points of a curve that DVCLive wrote: step and value."""
+    points = []
+    for number, row in enumerate(csv.DictReader(files.read_text(path).split("\n"), delimiter="\t"), 2):
+        try:
+            point = float(row["step"]), float(row[path.stem])
+        except (KeyError, TypeError, ValueError):
+            raise PipelineError(f"{path}:{number}: {row}; expected a step and a {path.stem}") from None
+        if not all(map(math.isfinite, point)):
+            raise PipelineError(f"{path}:{number}: {point[1]}; expected finite numbers")
+        points.append(point)
+    if not points:
+        raise PipelineError(f"{path}: no point; expected those of a training run")
+    return points
+
+
+def curve(points: Sequence[pictures.Point]) -> pictures.Plot:
+    """A curve over its steps, from zero."""
+    values = [value for _, value in points]
+    return pictures.plot({"tuned": points}, (0, points[-1][0]), (min(0.0, *values), max(values)))
+
+
+def changes(now: Mapping[str, float], then: Mapping[str, float]) -> list[files.Row]:
+    """The metrics of both runs that are not the same."""
+    return [
+        {"name": name, "then": then[name], "now": value, "change": value - then[name]}
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
 
 
 def page(**parts: Any) -> str:
     """The template with its parts filled in; everything is escaped."""
-    return Environment(autoescape=True).from_string(files.read_text(TEMPLATE)).render(**parts)
+    from jinja2 import Environment, StrictUndefined
+
+    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {
+        "chance": summary.chance,
+        "visible": answers.visible,
+        "digest": lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
+        "signed": lambda value: f"{value:+z.3f}".replace("-", "\u2212"),
+    }
+    return made.from_string(files.read_text(TEMPLATE)).render(**parts)
 
 
-def read_curve(path: Path) -> list[tuple[float, float]]:
-    """The points of a curve that DVCLive wrote: step and value."""
-    rows = csv.DictReader(files.read_text(path).split("\n"), delimiter="\t")
-    return [(float(row["step"]), float(row[path.stem])) for row in rows]
+def needed(path: Path, *names: str) -> files.Row:
+    """One JSON object that has these keys."""
+    row = files.read_json(path)
+    for name in names:
+        if name not in row:
+            raise PipelineError(f"{path}: {name}: nothing; expected a value (an earlier stage writes it)")
+    return row
 
 
-def write(scores: dict[str, files.Row], table: list[Line]) -> None:
-    """Read the other reports and write metrics and page; nothing is written before all is read."""
-    mix = files.read_json(REPORTS / "mix.json")
-    filters = {name: files.read_json(REPORTS / "filter" / f"{name}.json") for name in mix["sources"]}
-    training = files.read_json(REPORTS / "train.json")
-    rows = funnel(mix, filters)
-    columns = ("rows", "kept", "rejected", "contaminated", "mixed")
-    data = {column: sum(row[column] for row in rows) for column in columns}
+def sources() -> tuple[files.Row, list[files.Row]]:
+    """What the mix wrote, and the funnel of each of its sources."""
+    path = REPORTS / "mix.json"
+    mix = needed(path, "sources", "cwes")
+    filters = {}
+    for name, counts in mix["sources"].items():
+        for column in ("examples", "contaminated", "mixed"):
+            if column not in counts:
+                raise PipelineError(f"{path}: sources.{name}.{column}: nothing; expected a number")
+        filters[name] = needed(REPORTS / "filter" / f"{name}.json", "rows", "kept", "rejected", "reasons")
+    return mix, panels.funnel(mix, filters)
+
+
+def trained() -> files.Row:
+    """What training wrote of itself."""
+    path = REPORTS / "train.json"
+    training = needed(path, *NUMBERS, "device", "dtype")
+    for name in NUMBERS:
+        if type(training[name]) not in (int, float):
+            raise PipelineError(f"{path}: {name}: {training[name]!r}; expected a number")
+    return training
+
+
+def write(made: Evaluation, chosen: ReportParams) -> None:
+    """Read the other reports and write ours; nothing is written before all is read."""
+    mix, rows = sources()
+    training = trained()
+    data = {column: sum(row[column] for row in rows) for column in COLUMNS}
+    numbers = {name: value for name, value in training.items() if type(value) in (int, float)}
+    now = {**comparison.flat(made.measures), "training": numbers, "data": data}
+    leaves = comparison.leaves(now)
+    earlier = history.differing(METRICS, leaves, comparison.leaves)
+    then = {} if isinstance(earlier, str) else comparison.leaves(earlier.value)
+    changed = changes(leaves, then)
+    tokens = {model: sum(answer.new_tokens for answer in made.given[model]) for model in MODELS}
+    shown = answers.sample(made.tasks, ANSWER_BYTES, SEED)
     html = page(
-        model=files.read_json(MANIFEST),
-        table=[{"label": line.label, "note": line.note, "cells": cells(line)} for line in table],
-        funnel=rows,
-        contaminated=data["contaminated"],
+        model=needed(MANIFEST, "uri"),
         training=training,
-        parity=files.read_json(REPORTS / "export.json"),
-        curve=curve(read_curve(CURVE)),
-        answers=side_by_side({model: joined(model) for model in MODELS}),
+        parity=needed(REPORTS / "export.json", "agreement"),
+        chosen=chosen,
+        made=made,
+        sentences=gates.verdict(made.measures, made.gates, chosen.significance),
+        measures={suite: [one for one in made.measures if one.suite == suite] for suite in made.tasks},
+        bound=max([0.1, *(abs(end) for one in made.measures for end in one.shift)]),
+        value=summary.value,
+        delivery=panels.delivery(made.scores, made.tasks),
+        detections=panels.detections(made.scores, made.tasks, mix["cwes"]),
+        code=panels.code(made.scores, made.tasks),
+        few=FEW,
+        funnel=rows,
+        data=data,
+        curves={title: curve(read_curve(CURVES / f"{name}.tsv")) for name, title in TITLES.items()},
+        tokens=tokens,
+        earlier=earlier,
+        changes=changed,
+        appeared=[name for name in leaves if then and name not in then],
+        vanished=[name for name in then if name not in leaves],
+        unchanged=len(set(leaves) & set(then)) - len(changed),
+        answers=shown,
+        left_out=sum(len(tasks) - len(shown[suite]) for suite, tasks in made.tasks.items()),
     )
-    files.write_json(METRICS, flat(scores, training, data))
+    words = [gates.overall(made.measures, chosen.significance), *gates.against_constants(made.measures)]
+    cost = (
+        f"Cost: {training['seconds']:,.0f} s of training on {training['device']} ({training['dtype']}), "
+        f"{training['tokens']:,} tokens; {len(made.given['tuned']):,} answers a model, "
+        f"{tokens['base']:,} and {tokens['tuned']:,} tokens long."
+    )
+    text = summary.markdown(made.measures, made.gates, words, chosen.significance, earlier, changed, cost)
+    files.write_json(METRICS, now)
     files.write_text(PAGE, html)
+    files.write_text(SUMMARY, text)
 
 
 def main() -> None:
-    """Write the report, or show what was written."""
+    """Write the report, or show what it would say; fail on a missed gate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--show", action="store_true", help="print the table and write nothing")
+    parser.add_argument("--show", action="store_true", help="print table and missed gates, write nothing")
     show = parser.parse_args().show
 
-    scores = {model: files.read_json(REPORTS / "scores" / f"{model}.json") for model in MODELS}
-    if set(scores["base"]) != set(scores["tuned"]):
-        found = " and ".join(", ".join(scores[model]) for model in MODELS)
-        raise PipelineError(f"{REPORTS}/scores: {found}; expected the same suites of base and tuned")
-    table = lines(scores)
+    chosen = load("report", ReportParams)
+    made = evaluation(chosen)
     if not show:
-        write(scores, table)
-    print(f"{text_table(table)}\n\nreport: {PAGE}")
+        write(made, chosen)
+    print(summary.terminal(made.measures, chosen.significance))
+    missed = [str(gate) for gate in made.gates if not gate.held]
+    if show:
+        print("\n".join(["", *missed] if missed else ["", f"{len(made.gates)} gates, none missed"]))
+    elif missed:
+        raise PipelineError("\n".join(missed))
+    else:
+        print(f"\nreport: {PAGE}")
 
 
 if __name__ == "__main__":

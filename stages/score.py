@@ -1,8 +1,9 @@
 """Judge a model's answers: strict verdict lines, and code that is executed in a sandbox.
 
-In: reports/completions/<model>.jsonl and the suites. Out: reports/verdicts/<model>.jsonl, a row a task with
-`passed` and the reason, and the totals in reports/scores/<model>.json. Keywords never decide, except in the
-reference's own tests, which are kept for comparison.
+In: reports/completions/<model>.jsonl and the suites; reports/mix.json tells which CWEs were trained on.
+Out: reports/verdicts/<model>.jsonl, a row an answer with `passed` and the reason, and the totals with their
+intervals in reports/scores/<model>.json. Keywords never decide, except in the reference's own tests, which
+are kept for comparison beside ours.
 
     python -m stages.score tuned
     python -m stages.score mine --suite my_suite.jsonl
@@ -10,7 +11,7 @@ reference's own tests, which are kept for comparison.
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
@@ -18,13 +19,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import files, metrics, prompts, sandbox, suites
+from stages.common import files, handling, languages, metrics, prompts, sandbox, suites
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
+from stages.common.progress import progress
 
 COMPLETIONS = Path("reports/completions")
 VERDICTS = Path("reports/verdicts")
 SCORES = Path("reports/scores")
+MIX = Path("reports/mix.json")
+
+ANY = "*"  # an entry point where the prompt names no function; the last one is then called `entry`
+
+Judgement = tuple[suites.Task, files.Row]  # a task and its verdict row
 
 
 @params
@@ -35,86 +42,299 @@ class ScoreParams:
     memory_mib: Annotated[int, Field(ge=64)]
 
 
+# One answer: a judge for each kind of task. ---------------------------------------------------------------
+
+
 def judge_detection(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
     """Whether the verdict line is there and right."""
     verdict = prompts.parse_verdict(answer)
     if verdict is None:
-        return {"passed": False, "verdict": None, "cwe": "", "reason": "no verdict line"}
+        return {"status": "invalid", "verdict": None, "cwe": "", "reason": "no verdict line"}
     right = verdict.vulnerable == task.vulnerable
     reason = "right" if right else ("missed" if task.vulnerable else "false alarm")
-    return {"passed": right, "verdict": verdict.vulnerable, "cwe": verdict.cwe, "reason": reason}
+    return {**passed(right), "verdict": verdict.vulnerable, "cwe": verdict.cwe, "reason": reason}
 
 
-def program(task: suites.Task, answer: str) -> str:
-    """The answer's first code block, with the given head where the answer continues it, and the test."""
-    code = prompts.code_block(answer)
-    defines = re.search(rf"^\s*(?:async )?def {re.escape(task.entry_point)}\b", code, re.MULTILINE)
-    if task.code:  # a head with imports and helpers: a function defined again replaces its stub
-        code = f"{task.code}\n    pass\n\n{code}" if defines else task.code + code
-    return f"{code}\n\n{task.test}\n\n{task.call}\n"
+def judge_verdict(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
+    """Whether the first line says clearly, in our words or in the reference's, what is right."""
+    said = prompts.parse_polarity(answer)
+    if said is None:
+        return {"status": "invalid", "reason": "no verdict line"}
+    return {**passed(said == task.vulnerable), "reason": "vulnerable" if said else "safe"}
 
 
 def judge_code(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """Whether the code passes the task's test in the sandbox."""
-    outcome = sandbox.run(program(task, answer), limits)
-    return {"passed": outcome.status == "passed", "reason": outcome.reason or outcome.status}
+    """Whether the code stands every test of the task; each test runs in processes of its own."""
+    code = prompts.code_block(answer)
+    if task.language == "javascript":
+        return judge_javascript(code, task.entry_point)
+    code, tests, entry = completed(task, code), task.checks(), task.entry_point
+    if entry == ANY:
+        entry, name = "entry", last_function(code)
+        code += f"\n\nentry = {name}\n" if name != entry else ""
+    head = f"{task.code}\n    pass\n" if task.code else ""
+    found = {name: sandbox.judge(code, test, entry, head, limits) for name, test in tests.items()}
+    failed = [(name, outcome) for name, outcome in found.items() if outcome.status != "passed"]
+    reason = "; ".join(f"{name}: {outcome.reason or outcome.status}" for name, outcome in failed)
+    status = failed[0][1].status if failed else "passed"
+    checks = {name: outcome.status == "passed" for name, outcome in found.items()}
+    return {"status": status, "checks": checks, "reason": steady(reason) or "passed"}
 
 
-def judge_keywords(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """The reference's own grader: of every group of keywords one occurs, as a substring in any case."""
-    missing = [group for group in task.all_of if not any(word in answer.lower() for word in group)]
-    return {"passed": not missing, "reason": f"none of {missing[0]}" if missing else "keywords found"}
+def steady(reason: str) -> str:
+    """A reason without what changes from run to run: the scratch folder's path and addresses in memory."""
+    return re.sub(r"0x[0-9a-f]{4,}", "0x", re.sub(r"(?:/[\w.-]+)*/sandbox-\w{8}", ".", reason))
+
+
+def judge_javascript(code: str, entry: str) -> files.Row:
+    """Whether the code defines its function and handles a fault, by its syntax tree: nothing is executed."""
+    defined, handled = defines(code, entry), handling.handles(code)
+    reason = "the fault is handled" if handled else "handled: nothing in the syntax tree handles a fault"
+    reason = reason if defined else f"handled: no function {entry}"
+    return {**passed(defined and handled), "checks": {"handled": defined and handled}, "reason": reason}
+
+
+def judge_explanation(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
+    """Whether the answer names one CWE, and a right one; an answer that names several has not decided."""
+    named = sorted(set(re.findall(r"\bCWE-[1-9]\d{0,3}\b", answer.upper())))
+    if len(named) != 1:
+        return {"status": "invalid", "reason": f"{len(named)} CWEs named"}
+    return {**passed(named[0] in (task.cwe, *task.also)), "reason": f"{named[0]} named"}
+
+
+def judge_reference(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
+    """The reference's own grader, keywords as substrings in any case, and ours beside it."""
+    text = answer.lower()
+    groups = [any(word in text for word in group) for group in task.all_of]
+    found = sum(groups) >= (task.at_least or len(groups))
+    ours = judge(task.ours, answer, limits)["passed"] if task.ours else None
+    reason = f"{sum(groups)} of {len(groups)} groups of keywords"
+    return {**passed(found and bool(groups)), "ours": ours, "reason": reason}
 
 
 JUDGES: dict[str, Callable[[suites.Task, str, sandbox.Limits], files.Row]] = {
     "detection": judge_detection,
+    "verdict": judge_verdict,
     "code": judge_code,
-    "keywords": judge_keywords,
+    "fixing": judge_code,
+    "explanation": judge_explanation,
+    "reference": judge_reference,
 }
 
 
+def passed(right: bool) -> files.Row:
+    """The status of an answer that could be judged."""
+    return {"status": "passed" if right else "failed"}
+
+
+def last_function(code: str) -> str:
+    """The name of the last function at top level, `main` only where there is no other; "entry" without any.
+
+    >>> last_function("def load(p):\\n    pass\\n\\ndef main():\\n    load(1)")
+    'load'
+    """
+    names = re.findall(r"^(?:async )?def (\w+)", code, re.MULTILINE)
+    return next((name for name in reversed(names) if name != "main"), names[-1] if names else "entry")
+
+
+# What names a function in JavaScript, and the field that holds the name.
+NAMING = {
+    **{"function_declaration": "name", "generator_function_declaration": "name", "method_definition": "name"},
+    **{"variable_declarator": "name", "assignment_expression": "left", "pair": "key"},
+}
+
+
+def defines(code: str, entry: str) -> bool:
+    """The JavaScript gives something the name of the entry point, or, where any will do, holds a function.
+
+    >>> defines("exports.load = (path) => 1;", "load"), defines("// load(path)", "load")
+    (True, False)
+    """
+    parsed = languages.parsed(code, "javascript")
+    nodes = [] if parsed is None else languages.walk(parsed.tree.root_node)
+    if entry == ANY:
+        return any(node.type in handling.CLOSURES for node in nodes)
+    names = (node.child_by_field_name(NAMING[node.type]) for node in nodes if node.type in NAMING)
+    return any(languages.text(name).rpartition(".")[2] == entry for name in names)
+
+
+def completed(task: suites.Task, code: str) -> str:
+    """An answer's code, with the given head where the answer continues it or leans on its imports."""
+    if not task.code:
+        return code
+    defines = re.search(rf"^\s*(?:async )?def {re.escape(task.entry_point)}\b", code, re.MULTILINE)
+    return f"{task.code}\n    pass\n\n{code}" if defines else task.code + code
+
+
 def judge(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """The verdict row of one answer."""
-    return {"id": task.id, "suite": task.suite, **JUDGES[task.kind](task, answer, limits)}
+    """The verdict on one answer: `status`, `passed`, the reason, and what the kind of task adds."""
+    row = JUDGES[task.kind](task, answer, limits)
+    return {"passed": row["status"] == "passed", **row}
 
 
-def totals(tasks: list[suites.Task], verdicts: list[files.Row]) -> files.Row:
-    """For each suite its number of tasks and what was passed; for detection suites every metric."""
+# All answers: totals, each with its interval. -------------------------------------------------------------
+
+
+def rate(results: Iterable[bool]) -> files.Row:
+    """How many passed, as a share with Wilson's interval."""
+    found = list(results)
+    count = sum(found)
+    return {
+        "tasks": len(found),
+        "passed": count,
+        "pass_rate": metrics.share(count, len(found)),
+        "interval": list(metrics.wilson(count, len(found))),
+    }
+
+
+def grouped(
+    rows: list[Judgement], name: Callable[[suites.Task], str], total: Callable[[list[Judgement]], files.Row]
+) -> dict[str, files.Row]:
+    """The totals of each group of tasks that has a name."""
+    names = sorted({name(task) for task, _ in rows} - {""})
+    return {key: total([one for one in rows if name(one[0]) == key]) for key in names}
+
+
+def judged(rows: list[Judgement]) -> list[metrics.Judged]:
+    """Detection verdicts as the metrics take them."""
+    return [
+        metrics.Judged(task.pair, task.vulnerable, row["verdict"], row.get("log_odds")) for task, row in rows
+    ]
+
+
+def of_detection(rows: list[Judgement], trained: frozenset[str]) -> files.Row:
+    """Every metric of detection, with intervals, against constant answers, and by group."""
+    found = judged(rows)
+
+    def total(part: list[Judgement]) -> files.Row:
+        return {"pairs": len(part) // 2, **metrics.detection(judged(part))}
+
+    groups = {
+        "cwe": lambda task: task.cwe,
+        "language": lambda task: task.language,
+        "trait": lambda task: task.trait or "plain",
+        "training": lambda task: "seen" if task.cwe in trained else "unseen",
+    }
+    return {
+        **total(rows),
+        "intervals": {name: list(both) for name, both in metrics.intervals(found).items()},
+        "confusion": metrics.confusion(found),
+        "always_vulnerable": metrics.constant(found, True),
+        "always_safe": metrics.constant(found, False),
+        "groups": {name: grouped(rows, group, total) for name, group in groups.items()},
+    }
+
+
+def of_tests(rows: list[Judgement]) -> files.Row:
+    """What the single tests say, and the shares by language and CWE."""
+
+    def total(part: list[Judgement]) -> files.Row:
+        return rate(row["passed"] for _, row in part)
+
+    names = sorted({name for _, row in rows for name in row.get("checks", ())})
+    checks = {name: rate(row["checks"][name] for _, row in rows if name in row["checks"]) for name in names}
+    groups = {"cwe": lambda task: task.cwe, "language": lambda task: task.language}
+    return {
+        **({"checks": checks} if checks else {}),
+        "groups": {name: grouped(rows, group, total) for name, group in groups.items()},
+    }
+
+
+def of_reference(rows: list[Judgement]) -> files.Row:
+    """What our judges say of the same answers."""
+    return {"ours": rate(row["ours"] for _, row in rows if row["ours"] is not None)}
+
+
+def of_samples(rows: list[Judgement]) -> files.Row:
+    """pass@k by the unbiased estimator, for every k from 1 to the samples of a task."""
+    drawn: dict[str, list[bool]] = {}
+    for task, row in rows:
+        drawn.setdefault(task.id, []).append(row["passed"])
+    samples = min(map(len, drawn.values()))
+
+    def estimate(k: int) -> float:
+        return sum(metrics.pass_at_k(len(one), sum(one), k) for one in drawn.values()) / len(drawn)
+
+    return {"samples": samples, "pass_at_k": {str(k): estimate(k) for k in range(1, samples + 1)}}
+
+
+def totals(rows: list[Judgement], trained: frozenset[str] = frozenset()) -> files.Row:
+    """By suite: what was passed by the greedy answers, and by kind all that can be said beyond it."""
     result: files.Row = {}
-    for suite in dict.fromkeys(task.suite for task in tasks):
-        rows = [(task, row) for task, row in zip(tasks, verdicts, strict=True) if task.suite == suite]
-        passed = sum(row["passed"] for _, row in rows)
-        result[suite] = {"tasks": len(rows), "passed": passed, "pass_rate": passed / len(rows)}
-        judged = [
-            metrics.Judged(task.pair, task.vulnerable, row["verdict"])
-            for task, row in rows
-            if task.kind == "detection"
-        ]
-        if judged:
-            result[suite] |= metrics.detection(judged) | {
-                "always_vulnerable": metrics.constant(judged, True),
-                "always_safe": metrics.constant(judged, False),
-            }
+    for suite in dict.fromkeys(task.suite for task, _ in rows):
+        own = [one for one in rows if one[0].suite == suite]
+        greedy = [one for one in own if one[1].get("sample", 0) == 0]
+        drawn = [one for one in own if one[1].get("sample", 0) > 0]
+        kind = greedy[0][0].kind
+        further = of_tests(greedy)
+        if kind == "detection":
+            further = of_detection(greedy, trained)
+        elif kind == "reference":
+            further = of_reference(greedy)
+        result[suite] = {
+            "kind": kind,
+            **rate(row["passed"] for _, row in greedy),
+            "timeouts": sum(row["status"] == "timeout" for _, row in greedy),
+            "cut_off": sum(row.get("ended") == "length" for _, row in greedy),
+            **further,
+            **(of_samples(drawn) if drawn else {}),
+        }
     return result
 
 
-def matched(tasks: list[suites.Task], rows: list[files.Row], path: Path) -> list[tuple[suites.Task, str]]:
-    """Each answer with its task; raises PipelineError unless every row answers another known task."""
+def matched(
+    tasks: list[suites.Task], rows: list[files.Row], path: Path
+) -> list[tuple[suites.Task, files.Row]]:
+    """Each answer with its task.
+
+    Raises PipelineError unless every row is an answer to a known task, once, both sides of a pair are there,
+    every task with drawn answers has the greedy one, and the tasks of a suite are of one kind.
+    """
     known = {task.id: task for task in tasks}
-    answered: dict[str, str] = {}
+    answered: dict[tuple[str, int], files.Row] = {}
     for number, row in enumerate(rows, 1):
         where = f"{path}:{number}"
-        name, answer = row.get("id"), row.get("completion")
+        name, answer, sample = row.get("id"), row.get("completion"), row.get("sample", 0)
         if not isinstance(name, str) or name not in known:
             raise PipelineError(f"{where}: id: {name!r}; expected a task of the suites (run generate again)")
         if not isinstance(answer, str):
             raise PipelineError(f"{where}: completion: {answer!r}; expected text")
-        if name in answered:
+        if type(sample) is not int or sample < 0:
+            raise PipelineError(f"{where}: sample: {sample!r}; expected a whole number from 0")
+        if (name, sample) in answered:
             raise PipelineError(f"{where}: id: {name!r} for the second time; expected one answer a task")
-        answered[name] = answer
+        answered[name, sample] = row
     if not answered:
         raise PipelineError(f"{path}: 0 answers; expected some")
-    return [(known[name], answer) for name, answer in answered.items()]
+    kinds: dict[str, str] = {}
+    for name, _ in answered:
+        task = known[name]
+        if task.kind != kinds.setdefault(task.suite, task.kind):
+            given = f"kinds {kinds[task.suite]} and {task.kind}"
+            raise PipelineError(f"suite {task.suite}: {given}; expected one kind a suite")
+    sides = {
+        f"{known[name].pair}/{side}"
+        for name, _ in answered
+        for side in ("vulnerable", "fixed")
+        if known[name].pair
+    }
+    for name in sorted(sides | {name for name, _ in answered}):
+        if (name, 0) not in answered:
+            raise PipelineError(
+                f"{path}: no answer to {name!r} (sample 0); expected one (run generate again)"
+            )
+    return [(known[name], row) for (name, _), row in answered.items()]
+
+
+def trained_cwes(path: Path) -> frozenset[str]:
+    """The CWEs that the training set shows, from the mix's report; none where nothing was mixed yet.
+
+    Raises PipelineError on a report that does not count them.
+    """
+    found = files.read_json(path).get("cwes") if path.exists() else {}
+    if not isinstance(found, dict):
+        raise PipelineError(f"{path}: cwes: {found!r}; expected rows by CWE (run mix again)")
+    return frozenset(found)
 
 
 def main() -> None:
@@ -130,16 +350,22 @@ def main() -> None:
     chosen = load("score", ScoreParams)
     limits = sandbox.Limits(cpu_seconds=chosen.cpu_seconds, memory_bytes=chosen.memory_mib << 20)
     sandbox.require()
-    from tqdm import tqdm
 
     path = COMPLETIONS / f"{asked.name}.jsonl"
     tasks = suites.load(asked.suite) if asked.suite else suites.load_all()
     answered = matched(tasks, files.read_rows(path), path)
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        judging = pool.map(lambda pair: judge(pair[0], pair[1], limits), answered)
-        verdicts = list(tqdm(judging, total=len(answered), desc=f"score {asked.name}", unit="task"))
 
-    scores = totals([task for task, _ in answered], verdicts)
+    def verdict(one: tuple[suites.Task, files.Row]) -> files.Row:
+        task, row = one
+        kept: files.Row = {name: row[name] for name in ("sample", "ended", "log_odds") if name in row}
+        return {"id": task.id, "suite": task.suite, **kept, **judge(task, row["completion"], limits)}
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        judging = pool.map(verdict, answered)
+        verdicts = list(progress(judging, f"score {asked.name}", "answer", total=len(answered)))
+
+    rows = [(task, verdict) for (task, _), verdict in zip(answered, verdicts, strict=True)]
+    scores = totals(rows, trained_cwes(MIX))
     files.write_rows(VERDICTS / f"{asked.name}.jsonl", verdicts)
     files.write_json(SCORES / f"{asked.name}.json", scores)
     for suite, score in scores.items():

@@ -190,6 +190,10 @@ def curves(folder: Path) -> "TrainerCallback":
                     live.log_metric(ours, logs[theirs])
             live.make_summary()
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == state.max_steps:
+                control.should_log = True  # whatever the interval, the curves reach the end
+
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             live.end()
 

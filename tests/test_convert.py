@@ -366,8 +366,9 @@ def test_code_of_real_pairs_comes_back(name):
         ("mine/7#2", "mine/7", "redact EMAIL 1; chunk 2 of 3", "redact EMAIL 1; chunk 2 of 3; convert {}"),
     ],
 )
-def test_examples_carry_where_they_come_from(task, name, group, transforms, noted):
-    examples = convert.examples(sample(id=name, transforms=transforms), [task])
+@pytest.mark.parametrize("cwe", ["CWE-89", ""])
+def test_examples_carry_where_they_come_from(task, name, group, transforms, noted, cwe):
+    examples = convert.examples(sample(id=name, transforms=transforms, cwe=cwe), [task])
     assert examples or ("#" in name and task in ("write", "handle", "prefer"))
     for made in examples:
         assert asdict(made) == {
@@ -381,6 +382,7 @@ def test_examples_carry_where_they_come_from(task, name, group, transforms, note
             "prompt": made.prompt,
             "completion": made.completion,
             "rejected": made.rejected,
+            "cwe": cwe,
         }
 
 

@@ -105,7 +105,7 @@ def test_main_mixes_counts_and_repeats_itself(project):
         "preferences": 0,
     }
     assert report["kinds"]["write"]["rows"] == 40 and report["kinds"]["write"]["share"] == 1
-    assert report["decontamination"]["mine"]["exact"] == 1
+    assert report["decontamination"]["mine"]["exact"] == 1 and report["cwes"] == {}
     assert not {row["group"] for row in train} & {row["group"] for row in valid}
     assert not any(row["group"] == "one/5" for row in train + valid)
     assert {"README.md", "funnel.svg"} <= {path.name for path in (project.root / "data/mixed").iterdir()}
@@ -205,6 +205,22 @@ def test_preferences_are_never_trained_on_and_follow_the_split(project):
     }
     assert not {row["prompt"] for row in valid} & {row["prompt"] for row in pairs}
     assert report["sources"]["one"]["not_chosen"] == 20
+
+
+def test_weaknesses_are_counted_in_what_is_trained_on_or_held_out(project):
+    names = ("CWE-89", "CWE-79", "", "CWE-798")
+    sources = {
+        "one": [
+            *(example(n, cwe=names[n % 4]) for n in range(40)),
+            *(preference(100 + n, cwe="CWE-22") for n in range(8)),
+        ]
+    }
+    prepare(project, sources, strategy="proportional", sources={"one": None}, rows=None, valid_share=0.25)
+    project.run("mix")
+    train, valid, pairs, report = mixed(project)
+    assert report["cwes"] == Counter(row["cwe"] for row in train + valid if row["cwe"])
+    assert list(report["cwes"].items()) == [("CWE-79", 10), ("CWE-798", 10), ("CWE-89", 10)]
+    assert {row["cwe"] for row in pairs} == {"CWE-22"} and any(row["cwe"] for row in valid)
 
 
 def test_rows_under_one_question_stay_on_one_side(project):

@@ -13,7 +13,8 @@ from conftest import Clone, composed, read_rows, read_yaml, write_yaml
 pytestmark = pytest.mark.smoke
 
 SOURCES = ["coding", "error_handling", "fixes", "preferences"]
-AFTER_MIX = {"mix", "train", "export", "generate@tuned", "score@tuned", "report"}
+AFTER_TRAIN = {"export", "generate@tuned", "score@tuned", "report"}
+AFTER_MIX = {"mix", "train", "score@base", *AFTER_TRAIN}  # both scores tell trained CWEs from others
 MODELS = ("base", "tuned")
 
 
@@ -173,7 +174,7 @@ def every(stage: str, sources: list[str] = SOURCES) -> set[str]:
 
 EVALUATION = {"generate@base", "generate@tuned", "score@base", "score@tuned", "report"}
 PARAMETERS = [
-    ("train.learning_rate", 0.002, {"train"}, AFTER_MIX - {"mix"}),
+    ("train.learning_rate", 0.002, {"train"}, {"train", *AFTER_TRAIN}),
     (
         "filter.fixes.checks.length",
         1999,
@@ -182,7 +183,7 @@ PARAMETERS = [
     ),
     ("convert.coding.tasks", ["reference_write"], {"convert@coding"}, {"convert@coding", *AFTER_MIX}),
     ("mix.sources.fixes", 0.5, {"mix"}, AFTER_MIX),
-    ("export.parity_prompts", 3, {"export"}, AFTER_MIX - {"mix", "train"}),
+    ("export.parity_prompts", 3, {"export"}, AFTER_TRAIN),
     ("generate.batch_size", 4, {"generate@base", "generate@tuned"}, EVALUATION),
     ("score.cpu_seconds", 11, {"score@base", "score@tuned"}, {"score@base", "score@tuned", "report"}),
     ("base.licence", "MIT", {"base"}, {"base", *EVALUATION, *AFTER_MIX} - {"mix"}),
@@ -194,7 +195,7 @@ CODE = [
     ("stages/report.html", {"report"}, {"report"}),
     ("stages/common/jail.py", every("filter") | {"score@base", "score@tuned"}, None),
     ("stages/common/uris.py", every("fetch", [*SOURCES, "humaneval"]) | {"base"}, None),
-    ("data/benchmarks/reference_tests.jsonl", {"mix", *EVALUATION} - {"report"}, AFTER_MIX | EVALUATION),
+    ("data/benchmarks/reference.jsonl", {"mix", *EVALUATION} - {"report"}, AFTER_MIX | EVALUATION),
 ]
 
 

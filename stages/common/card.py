@@ -51,6 +51,7 @@ class Tally:
     tokens: Counter[str] = field(default_factory=Counter)  # words and punctuation marks of the same, by kind
     origins: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # source, licence, revision
     transforms: Counter[str] = field(default_factory=Counter)  # rows by what was done to them
+    cwes: Counter[str] = field(default_factory=Counter)  # rows by weakness, where they have one
     contaminated: int = 0  # rows that give a benchmark away
     findings: Findings = field(default_factory=Findings)
 
@@ -61,11 +62,12 @@ class Tally:
         self.characters[example.kind] += sum(map(len, texts))
         self.tokens[example.kind] += sum(map(approximate_tokens, texts))
         self.origins[example.source, example.licence, example.revision] += 1
+        self.cwes.update([example.cwe] if example.cwe else [])
         self.transforms.update({re.sub(r"\d+", "n", step) for step in example.transforms.split("; ") if step})
 
     def merge(self, other: "Tally") -> None:
         """Add what was counted in other rows."""
-        for name in ("rows", "characters", "tokens", "origins", "transforms"):
+        for name in ("rows", "characters", "tokens", "origins", "transforms", "cwes"):
             getattr(self, name).update(getattr(other, name))
         self.contaminated += other.contaminated
         self.findings.merge(other.findings)

@@ -1,5 +1,6 @@
 """Files: rows in, rows out, and every output whole or not at all."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -153,6 +154,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plain_name(text: str) -> str:

@@ -30,7 +30,7 @@ SPECIFIC = 3  # words in a function's name that hardly anyone chooses by chance:
 
 CHECKS = ("exact", "contained", "ngram", "entry_point", "common_name")
 NAMES = CHECKS[3:]  # those that see a name alone
-LABELS = {"id", "suite", "kind", "pair", "cwe", "language", "entry_point", "call"}  # of a task: no texts
+LABELS = {"id", "suite", "kind", "pair", "trait", "cwe", "language", "entry_point"}  # of a task: no texts
 
 WORD = re.compile(r"\w+")
 ASCII = {code: chr(code).lower() if WORD.match(chr(code)) else " " for code in range(128)}

@@ -99,6 +99,38 @@ def parse_verdict(answer: str) -> Verdict | None:
     return Verdict(vulnerable=match[2] is not None, cwe=(match[3] or "").upper())
 
 
+def parse_polarity(answer: str) -> bool | None:
+    """Whether an answer calls the code vulnerable, for the question "Is it safe?"; None when it does not say.
+
+    The first line is a verdict as `parse_verdict` takes it, or a plain no (vulnerable) or yes (safe), with
+    nothing or a punctuation mark after it: the reference's own answers begin "NO - SECURITY VULNERABILITY".
+
+    >>> parse_polarity("NO - SECURITY VULNERABILITY DETECTED!"), parse_polarity("No vulnerability found.")
+    (True, None)
+    """
+    verdict = parse_verdict(answer)
+    if verdict is not None:
+        return verdict.vulnerable
+    line = answer.strip().split("\n", 1)[0].strip()
+    match = re.fullmatch(r"(?:(NO)|YES)(?:\s*[-\u2013\u2014:,.!].*)?", line, re.IGNORECASE)
+    return None if match is None else match[1] is not None
+
+
+def answered_line(answer: str) -> bool:
+    """Whether an answer's first line is complete."""
+    return "\n" in answer.lstrip()
+
+
+def answered_block(answer: str) -> bool:
+    """Whether an answer's first fenced block is closed: what follows does not count.
+
+    >>> answered_block("```python\\nx = 1\\n"), answered_block("```python\\nx = 1\\n```")
+    (False, True)
+    """
+    match = BLOCK.search(answer)
+    return match is not None and match.end(3) < match.end()
+
+
 def fence(answer: str) -> str:
     """The language on an answer's first fence: `fence("```c++\\nint x;\\n```") == "c++"`; "" without one."""
     match = BLOCK.search(answer)

@@ -49,6 +49,7 @@ class Example:
     prompt: str
     completion: str
     rejected: str = ""  # of a preference pair: the answer that is worse than `completion`
+    cwe: str = ""  # of the sample, also where the texts do not name it
 
 
 def to_row(record: Sample | Example) -> dict[str, Any]:

@@ -1,28 +1,49 @@
-"""Run a generated Python program where it can do no harm, and say whether it ran to its end.
+"""Run generated Python where it can do no harm, and say whether it ran to its end or did what a test asks.
 
-Each program gets a fresh interpreter (isolated, standard library only), an empty environment, an empty
-scratch folder that vanishes, and limits on CPU time, memory, file size and open files. Landlock leaves
-reading of the Python installation and writing of the scratch folder; seccomp refuses sockets, new
-processes, signals, tracing, mounts and the like. Without both the sandbox refuses to run anything.
+`judge` runs an answer and its test in two processes (see `remote`); `run` runs one program alone. Every run
+is forked from a clean interpreter (see `forkserver`), so it costs milliseconds.
 
-What it does not protect against: flaws in the kernel or in Python itself; a program that uses its CPU
-seconds to the full, or the scratch folder's disk with many files; and an answer that cheats its own test
-inside the interpreter they share, by searching its memory for the token with which success is reported, or
-with objects that are equal to everything. Printing "passed" or exiting early is never taken for success.
+What it protects against, for answers and for tests that somebody brings:
+- Reading or changing anything of the machine: Landlock leaves reading of Python's standard library, and
+  writing of a scratch folder that vanishes; the environment is empty; no descriptor of ours is open.
+- Reaching others: seccomp refuses sockets (but an anonymous pair), new processes and programs, signals,
+  tracing, shared memory, mounts, keys and whatever else a function does not need; capabilities are dropped.
+- Using up the machine: CPU seconds, memory, bytes a file, open files, threads, and size and number of files
+  in the scratch folder are limited; output is discarded; whatever a run leaves behind is killed.
+- Forged verdicts, by `judge`: the answer's process has no way to say "passed", never sees the test, and what
+  it returns is rebuilt from the standard library's own types before the test sees it.
+
+Where the kernel permits namespaces, each run has its own for users, processes and mounts, and each server
+its own for network and IPC; then nothing but Python's files and /proc is mounted, and the scratch folder is a
+file system of a fixed size. Where they are refused (Docker's default) the rest holds, and the scratch folder
+is looked at every 20 ms: a run that passed its limit is killed. Landlock and seccomp are always there, or
+nothing runs.
+
+What it does not protect against: flaws in the kernel or in Python itself; a run that uses all that its limits
+allow; without namespaces, more files than allowed for some milliseconds, more threads likewise where the user
+is not root, and learning names, sizes and times of files outside (Landlock does not cover `stat`), or, with
+namespaces, the numbers of processes; by `run`, a program that searches its own memory for the token with
+which its end is reported; by `judge`, an answer that tampers with what `inside` looks at or that calls a
+test's fake object as everybody may; a test that lets wrong answers pass.
 """
 
+import atexit
+import itertools
 import json
 import os
 import platform
 import secrets
-import signal
+import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from dataclasses import asdict, dataclass
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stages.common import jail
 from stages.common.errors import PipelineError
@@ -32,12 +53,15 @@ Status = Literal["passed", "failed", "timeout"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """What one process may use; a judged answer and its test are two, with one scratch folder."""
 
     cpu_seconds: int = 10
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 20
     open_files: int = 64
+    threads: int = 64
+    disk_bytes: int = 16 << 20
+    disk_files: int = 4096
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,13 @@ class Outcome:
 
 
 WALL_SECONDS = 60  # far beyond the CPU limit, so that a busy machine does not change verdicts
+GRACE = 30  # seconds beyond that in which the server must have answered
+START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+    "from stages.common import forkserver\n"
+    "del sys.path[0]; forkserver.main()"
+)
+ROOT = Path(__file__).parents[2]
 
 
 def require() -> None:
@@ -66,61 +97,244 @@ def require() -> None:
 
 
 def run(program: str, limits: Limits | None = None) -> Outcome:
-    """Run `program` to its end in a sandbox of its own.
+    """Run `program` alone; it passes by reaching its end.
 
     Raises PipelineError when the sandbox cannot be set up: nothing ever runs outside it.
     """
-    require()
     token = secrets.token_hex(16)
-    read_end, write_end = os.pipe()
-    scratch = tempfile.mkdtemp(prefix="sandbox-")
-    request = {
-        "program": program,
-        "token": token,
-        "answer": write_end,
-        "scratch": scratch,
-        "readable": _readable(),
-        "limits": asdict(limits or Limits()),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", jail.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=scratch,
-        env={"TMPDIR": scratch, "HOME": scratch, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-        pass_fds=[write_end],
-        start_new_session=True,
-    )
-    os.close(write_end)
+    report, end = _executed("run", [{"program": program, "token": token}], limits or Limits())
+    if end["reason"]:
+        return _stopped(end["reason"])
+    if not report:
+        return Outcome("failed", f"ended before its last line with status {end['status']}")
     try:
-        process.communicate(json.dumps(request).encode(), timeout=WALL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return Outcome("timeout", f"no end after {WALL_SECONDS} s")
-    finally:
-        _kill(process)
-        with os.fdopen(read_end, encoding="utf-8", errors="replace") as stream:
-            answer = stream.read(4096)
-        subprocess.run(
-            ["rm", "-rf", "--", scratch], check=True
-        )  # also where folders nest too deep for shutil
-    return _outcome(answer, token, process.returncode)
-
-
-def _outcome(answer: str, token: str, code: int) -> Outcome:
-    entered, _, result = answer.partition("\n")
-    if entered != "entered":  # written before the program starts, so no program can take it back
-        raise PipelineError(f"sandbox: {entered or f'status {code}'}; expected the program to be confined")
-    if not result:
-        if code in (-signal.SIGXCPU, -signal.SIGKILL):
-            return Outcome("timeout", "CPU limit")
-        return Outcome("failed", f"ended before its last line with status {code}")
-    try:
-        reply = json.loads(result)
+        reply = json.loads(report)
         given, reason = reply["token"], str(reply["reason"])
     except (ValueError, KeyError, TypeError):
         return Outcome("failed", "wrote to the answer channel")
     return Outcome("passed") if given == token else Outcome("failed", reason)
+
+
+def judge(answer: str, test: str, entry_point: str, head: str = "", limits: Limits | None = None) -> Outcome:
+    """Run `answer` in one process and `test` in another; it passes when the test reaches its end.
+
+    In the test `entry_point` is a proxy for the answer's function. `head` is trusted code that runs before
+    the test, beside it: helpers that the test uses. `reason` begins with "answer: " where the answer raised
+    what the test did not expect, or cannot be loaded. Raises PipelineError as `run` does.
+    """
+    given = [
+        {"head": head, "test": test, "entry_point": entry_point, "answer": answer},
+        {"answer": answer, "entry_point": entry_point},
+    ]
+    report, end = _executed("judge", given, limits or Limits())
+    if not report:
+        if end["reason"]:
+            return _stopped(end["reason"])
+        return Outcome("failed", f"test: ended before its last line with status {end['status']}")
+    try:
+        reply = json.loads(report)
+        return Outcome(reply["status"], reply["reason"])
+    except (ValueError, KeyError, TypeError):
+        return Outcome("failed", "test: wrote to the answer channel")
+
+
+def _stopped(reason: str) -> Outcome:
+    if reason == "wall":
+        return Outcome("timeout", f"no end after {WALL_SECONDS} s")
+    return Outcome("timeout", "CPU limit") if reason == "CPU" else Outcome("failed", reason)
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A process that forks runs, one at a time."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    folder: str  # an empty one, over which each run mounts its own
+    namespaces: bool
+
+
+_lock = threading.Lock()
+_idle: list[_Server] = []
+_busy: list[_Server] = []
+_starts = itertools.count()
+
+
+def _executed(kind: str, programs: list[dict[str, str]], limits: Limits) -> tuple[str, dict[str, Any]]:
+    """What a run reported, and how it ended."""
+    require()
+    for name, value in vars(limits).items():
+        if value < 1:
+            raise PipelineError(f"sandbox: {name}: {value}; expected 1 or more")
+    server = _taken()
+    scratch = server.folder if server.namespaces else tempfile.mkdtemp(prefix="sandbox-")
+    good = False
+    try:
+        result = _asked(server, kind, programs, limits, scratch)
+        good = True
+    except (OSError, EOFError, ValueError) as error:
+        raise PipelineError(f"sandbox: its server fails ({error}); expected an answer") from error
+    finally:
+        _put_back(server, good)
+        if not server.namespaces:
+            _removed(scratch)
+    report, end = result
+    entered, _, rest = report.partition("\n")
+    if entered != json.dumps({"entered": True}):  # written before a program starts: none can take it back
+        with suppress(ValueError, KeyError, TypeError):
+            entered = str(json.loads(entered)["error"])
+        if end["reason"]:
+            entered = entered or end["reason"]
+        raise PipelineError(
+            f"sandbox: {entered or 'status {}'.format(end['status'])}; expected the program to be confined"
+        )
+    return rest.partition("\n")[0], end
+
+
+def _asked(
+    server: _Server, kind: str, programs: list[dict[str, str]], limits: Limits, scratch: str
+) -> tuple[str, dict[str, Any]]:
+    """Send a request with its programs, read the report and the end."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    descriptors = [write_end]
+    try:
+        for program in programs:
+            descriptors.append(os.memfd_create("program", os.MFD_CLOEXEC))
+            with os.fdopen(os.dup(descriptors[-1]), "wb") as file:
+                file.write(json.dumps(program).encode())
+                file.seek(0)
+        request = {
+            "kind": kind,
+            "scratch": scratch,
+            "limits": vars(limits),
+            "wall": WALL_SECONDS,
+        }
+        socket.send_fds(server.control, [json.dumps(request).encode()], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        descriptors = []
+        return _listened(server, read_end)
+    finally:
+        for descriptor in (*descriptors, read_end):
+            os.close(descriptor)
+
+
+def _listened(server: _Server, read_end: int) -> tuple[str, dict[str, Any]]:
+    """Wait for the run's end, then read its report; a run that writes more than a pipe holds stops itself."""
+    server.control.settimeout(WALL_SECONDS + GRACE)
+    message = server.control.recv(1 << 16)
+    if not message:
+        raise EOFError("it has ended")
+    os.set_blocking(read_end, False)  # a process forked meanwhile may hold the other end open
+    report = b""
+    with suppress(BlockingIOError):
+        while part := os.read(read_end, 1 << 16):
+            report += part
+    return report.decode(errors="replace"), json.loads(message)
+
+
+def _taken() -> _Server:
+    """An idle server that lives, or a new one."""
+    while True:
+        with _lock:
+            server = _idle.pop() if _idle else None
+            if server:
+                _busy.append(server)
+        if server is None:
+            server = _started()
+            with _lock:
+                _busy.append(server)
+            return server
+        if server.process.poll() is None:
+            return server
+        _put_back(server, good=False)
+
+
+def _put_back(server: _Server, good: bool) -> None:
+    with _lock:
+        if server in _busy:
+            _busy.remove(server)
+        if good:
+            _idle.append(server)
+    if not good:
+        _stop(server)
+
+
+def _started() -> _Server:
+    """Start a server and ask whether it may make namespaces."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = tempfile.mkdtemp(prefix="sandbox-")
+    with theirs:
+        process = subprocess.Popen(
+            # no -I, which would ignore PYTHONHASHSEED: here are its other parts, and a bare environment
+            [sys.executable, "-s", "-S", "-P", "-B", "-c", START, str(ROOT), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    server = _Server(process, ours, folder, namespaces=False)
+    try:
+        ours.settimeout(GRACE)
+        cpus = sorted(os.sched_getaffinity(0))  # on one, judge and suspect take turns without waking another
+        hello = {"scratch": folder, "readable": _readable(), "cpu": cpus[next(_starts) % len(cpus)]}
+        ours.send(json.dumps(hello).encode())
+        hello = json.loads(ours.recv(1 << 16))
+        ours.settimeout(None)
+        if "error" in hello:
+            _stop(server)
+            raise PipelineError(f"sandbox: {hello['error']}; expected the program to be confined")
+        return _Server(process, ours, folder, hello["namespaces"])
+    except (OSError, ValueError) as error:
+        _stop(server)
+        raise PipelineError(
+            f"sandbox: its server did not start (status {process.returncode}, {error}); expected it to answer"
+        ) from error
+
+
+def _stop(server: _Server) -> None:
+    """End a server: it ends by itself, and its run with it, when it hears no more of us."""
+    server.control.close()
+    server.process.kill()
+    server.process.wait()
+    _removed(server.folder)
+
+
+def _removed(folder: str) -> None:
+    """Remove a folder, also one that nests too deep for `shutil`."""
+    with suppress(OSError):
+        os.rmdir(folder)  # noqa: PTH106 (the usual case: empty)
+        return
+    with suppress(OSError, RecursionError):
+        shutil.rmtree(folder)
+        return
+    subprocess.run(["rm", "-rf", "--", folder], check=True)
+
+
+def close() -> None:
+    """End every idle server; the next run starts another."""
+    with _lock:
+        servers, _idle[:] = list(_idle), []
+    for server in servers:
+        _stop(server)
+
+
+def _forget() -> None:
+    """In a forked child: the servers are the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    for server in (*_idle, *_busy):
+        server.control.close()
+        server.process.returncode = 0  # not ours to wait for
+    _idle.clear()
+    _busy.clear()
+
+
+atexit.register(close)
+os.register_at_fork(after_in_child=_forget)
 
 
 def _readable() -> list[str]:
@@ -137,9 +351,3 @@ def _readable() -> list[str]:
         "/dev/urandom",
     ]
     return sorted({place for place in places if Path(place).exists()})
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -209,9 +209,14 @@ def test_tokens_are_words_and_marks_however_they_are_counted(seed):
 
 
 def test_tallies_add_up():
-    rows = [example(), example(kind="fix", source="two"), example(kind="fix", prompt="ab c")]
+    rows = [
+        example(cwe="CWE-79"),
+        example(kind="fix", source="two", cwe="CWE-89"),
+        example(kind="fix", prompt="ab c", cwe="CWE-79"),
+    ]
     whole, parts = tally(*rows), card.merged([tally(rows[0]), tally(*rows[1:]), card.Tally()])
     assert whole == parts and whole.total() == 3
+    assert whole.cwes == {"CWE-79": 2, "CWE-89": 1} and tally(example()).cwes == {}
     assert whole.rows == {("one", "write"): 1, ("two", "fix"): 1, ("one", "fix"): 1}
     kinds = card.kinds(whole)
     assert kinds["fix"] == {"rows": 2, "characters": 12, "approximate_tokens": 7, "share": 0.666667}

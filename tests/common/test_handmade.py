@@ -1,4 +1,4 @@
-"""The shipped data: enough of it, varied, without renamed copies, apart from the benchmarks, and proven."""
+"""The shipped training data: enough of it, varied, without renamed copies, and proven."""
 
 import json
 import random
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.common import cwe, overlap, sandbox, suites
+from stages.common import cwe, sandbox
 from stages.common.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITES = sorted((ROOT / "data/benchmarks").glob("*.jsonl"))
 LANGUAGES = {"python", "javascript", "php", "c"}
 FAULTS = ("missing file", "bad JSON", "HTTP error", "division by zero", "locked database", "timeout")
 SAMPLE = 20  # rows whose tests are run here; `filter` runs all of them
@@ -34,14 +33,6 @@ def training_pairs() -> list[Pair]:
     ] + [
         (row["language"], cwe.find(row["cwe_id"]), row["vulnerable_code"], row["fixed_code"])
         for row in rows("handmade/fixes.jsonl")
-    ]
-
-
-def detection_pairs() -> list[Pair]:
-    """Every pair to measure with."""
-    return [
-        (row["language"], row["cwe"], row["vulnerable"], row["fixed"])
-        for row in rows("benchmarks/detection.jsonl")
     ]
 
 
@@ -68,10 +59,9 @@ def test_skeleton_sees_through_renaming():
     assert skeleton("return a + b") != skeleton("return a - b")
 
 
-@pytest.mark.parametrize(("pairs", "least"), [(training_pairs, 160), (detection_pairs, 60)])
-def test_pairs_are_many_and_varied(pairs, least):
-    found = pairs()
-    assert len(found) >= least
+def test_pairs_are_many_and_varied():
+    found = training_pairs()
+    assert len(found) >= 160
     assert {language for language, *_ in found} >= LANGUAGES
     assert len({weakness for _, weakness, *_ in found}) >= 16
     assert {weakness for _, weakness, *_ in found} <= set(cwe.NAMES)
@@ -104,75 +94,13 @@ def test_python_answers_come_with_tests_and_others_without():
         assert (bool(row["test"]), bool(row["fault_test"])) == (python, python), row["instruction"]
 
 
-@pytest.mark.parametrize("pairs", [training_pairs, detection_pairs])
 @pytest.mark.parametrize("side", [2, 3], ids=["vulnerable", "fixed"])
-def test_no_snippet_is_another_one_renamed(pairs, side):
-    assert repeated([skeleton(pair[side]) for pair in pairs()]) == []
+def test_no_snippet_is_another_one_renamed(side):
+    assert repeated([skeleton(pair[side]) for pair in training_pairs()]) == []
 
 
-@pytest.mark.parametrize("pairs", [training_pairs, detection_pairs])
-def test_both_sides_differ_in_more_than_layout(pairs):
-    assert [weak for _, _, weak, fixed in pairs() if plain(weak) == plain(fixed)] == []
-
-
-@pytest.mark.parametrize("form", [plain, skeleton])
-def test_training_and_measurement_share_no_snippet(form):
-    trained = {form(code) for pair in training_pairs() for code in pair[2:]}
-    measured = {form(code) for pair in detection_pairs() for code in pair[2:]}
-    assert trained & measured == set()
-
-
-@pytest.mark.parametrize(("form", "sides"), [(plain, 2), (skeleton, 1)])
-def test_error_handling_shares_no_answer_with_its_benchmark(form, sides):
-    keys = {"handmade": ("code", "incomplete")[:sides], "benchmarks": ("reference", "unsafe")[:sides]}
-    trained, measured = (
-        {form(row[key]) for row in rows(f"{folder}/error_handling.jsonl") for key in names}
-        for folder, names in keys.items()
-    )
-    assert trained & measured == set()
-
-
-@pytest.mark.parametrize("name", ["error_handling", "fixes", "preferences"])
-def test_no_training_row_gives_a_benchmark_away(name):
-    tasks = [task for path in SUITES for task in suites.load(path)]
-    index = overlap.build(tasks, overlap.Overlap(ngram=8, share=0.5, entry_points=True))
-    assert overlap.copied(overlap.find(index, "", tasks[0].prompt), True), "a benchmark's own text is found"
-    found = [overlap.find(index, *row.values()) for row in rows(f"handmade/{name}.jsonl")]
-    assert found and [one for one in found if overlap.copied(one, entry_points=True)] == []
-
-
-def test_length_does_not_tell_the_sides_apart():
-    pairs = detection_pairs()
-    longer = sum(len(fixed) > len(weak) for _, _, weak, fixed in pairs)
-    assert longer < 0.95 * len(pairs)
-
-
-def test_no_snippet_names_its_own_verdict():
-    words = re.compile(
-        r"vulnerab|insecure|unsafe|exploit|CWE-|\bfixed\b|\bsecure(?:ly)?\b(?!:)", re.IGNORECASE
-    )
-    comments = re.compile(r"(?:#|//|/\*).*")
-    told = [
-        comment
-        for pair in detection_pairs()
-        for code in pair[2:]
-        for comment in comments.findall(code)
-        if words.search(comment)
-    ]
-    assert told == []
-
-
-def test_error_handling_suite_tells_right_from_unsafe():
-    given = rows("benchmarks/error_handling.jsonl")
-    programs = [f"{row[side]}\n\n{row['test']}" for row in given for side in ("reference", "unsafe")]
-    with ThreadPoolExecutor(2) as pool:
-        statuses = [outcome.status for outcome in pool.map(sandbox.run, programs)]
-    wrong = [
-        row["id"]
-        for row, both in zip(given, zip(statuses[::2], statuses[1::2], strict=True), strict=True)
-        if both != ("passed", "failed")
-    ]
-    assert len(given) >= 20 and wrong == []
+def test_both_sides_differ_in_more_than_layout():
+    assert [weak for _, _, weak, fixed in training_pairs() if plain(weak) == plain(fixed)] == []
 
 
 def test_error_handling_rows_are_proven_in_a_sample():
@@ -191,8 +119,3 @@ def test_error_handling_rows_are_proven_in_a_sample():
         if outcome.status != ("failed" if (code, test) == ("incomplete", "fault_test") else "passed")
     ]
     assert wrong == []
-
-
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_every_shipped_suite_loads(path):
-    assert len(suites.load(path)) >= 6

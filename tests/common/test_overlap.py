@@ -150,7 +150,8 @@ SHOUTED = SNIPPET.upper().replace("    ", "\t").replace("(", " ( ").replace("'",
         ("", f"It works:\n{CODE['test']}\n# so", "contained"),
         (prompts.complete(HUMANEVAL["prompt"]), "", "exact"),
         ("", f"```python\n{HUMANEVAL['prompt']}    return True\n```", "contained"),
-        ("", HUMANEVAL["test"], "exact"),
+        ("", HUMANEVAL["test"] + "check(falls_below_zero)", "exact"),
+        ("", HUMANEVAL["test"], "ngram"),
         ("", "return False", "exact"),
         ("", "```\nreturn False;\n```", "exact"),
         (SNIPPET.replace("(name,)", "(title,)"), "", "ngram"),
@@ -235,10 +236,24 @@ def test_what_many_tasks_of_a_suite_share_is_its_phrasing(tasks, found):
 
 def test_every_text_of_a_task_is_looked_for():
     names = [one.name for one in fields(Task) if one.type is str and one.name not in overlap.LABELS]
-    assert set(names) >= {"prompt", "code", "test", "solution"}
+    assert set(names) == {"prompt", "code", "test", "security_test", "fault_test", "solution", "unsafe"}
+    assert {one.name for one in fields(Task)} >= overlap.LABELS
     for name in names:
         index = overlap.build([task(1, **{name: "alpha beta gamma delta epsilon"})], CHOSEN)
         assert overlap.find(index, "", "so: alpha, beta, gamma, delta, epsilon.") != [], name
+
+
+@pytest.mark.parametrize("label", ["hard_negative", "quiet"])
+def test_what_a_task_is_called_is_no_text_of_it(label):
+    index = overlap.build([task(1, kind="detection", trait=label, prompt="a b c")], CHOSEN)
+    assert overlap.find(index, "", label) == overlap.find(index, label, "") == []
+
+
+@pytest.mark.parametrize("name", ["test", "security_test", "fault_test", "solution", "unsafe"])
+def test_the_texts_of_our_own_judge_are_looked_for_too(name):
+    ours = task(1, prompt="Ask.", **{name: "alpha beta gamma delta epsilon"})
+    index = overlap.build([Task("t/1", "s", "reference", "Ask.", ours=ours)], CHOSEN)
+    assert overlap.find(index, "", "so: alpha, beta, gamma, delta, epsilon.") != []
 
 
 @pytest.mark.parametrize(
@@ -263,7 +278,7 @@ def test_entry_points_are_findings_of_their_own(index, answer, found):
 
 
 def reference_tests() -> list[dict[str, str]]:
-    path = ROOT / "data/benchmarks/reference_tests.jsonl"
+    path = ROOT / "data/benchmarks/reference.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
@@ -275,7 +290,7 @@ def dressed(text: str) -> list[str]:
 
 @pytest.mark.parametrize("row", reference_tests(), ids=lambda row: row["id"])
 def test_leak_of_the_reference_is_found(real, row):
-    code = prompts.code_block(row["prompt"]) if "```" in row["prompt"] else ""
+    code = row["prompt"].partition("### Input:\n")[2]
     answer = "Here is one way:\n\ndef solution(value):\n    return value"
     leaks = [(row["prompt"], answer)]
     if code:  # a row of its own wording around the same snippet, as question or as answer
@@ -287,8 +302,8 @@ def test_leak_of_the_reference_is_found(real, row):
         ]:
             found = overlap.find(real, question, reply)
             assert (
-                Finding("reference_tests", row["id"], "exact") in found
-                or Finding("reference_tests", row["id"], "contained") in found
+                Finding("reference", row["id"], "exact") in found
+                or Finding("reference", row["id"], "contained") in found
             )
 
 

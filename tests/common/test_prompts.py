@@ -77,6 +77,140 @@ def test_what_is_written_is_read_back(verdict):
     assert prompts.parse_verdict(f"{prompts.verdict_line(verdict)}\nBecause.") == verdict
 
 
+@pytest.mark.parametrize(
+    ("answer", "vulnerable"),
+    [
+        ("SAFE", False),
+        ("VULNERABLE CWE-89\nwhy", True),
+        ("vulnerable.", True),
+        ("NO", True),
+        ("no", True),
+        ("No.", True),
+        ("No!", True),
+        ("No, it is not.", True),
+        ("NO - SECURITY VULNERABILITY DETECTED!", True),
+        ("No \u2014 the name is pasted into the query.", True),
+        ("No\u2013never", True),
+        ("no: it is not", True),
+        ("\n  NO  \n\nYES", True),
+        ("NO\r\nYES", True),
+        ("YES", False),
+        ("Yes, this code is safe.", False),
+        ("yes - the value is bound", False),
+        ("YES.\nNO", False),
+    ],
+)
+def test_polarity_is_a_verdict_or_a_plain_yes_or_no(answer, vulnerable):
+    assert prompts.parse_polarity(answer) == vulnerable
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "\n \n",
+        "No vulnerability found.",
+        "No issues",
+        "Yes it is",
+        "Yes and no.",
+        "Nope",
+        "NOT SAFE",
+        "Not vulnerable.",
+        "Nothing to see",
+        "Yesterday",
+        "no_problem",
+        "**NO**",
+        "`no`",
+        "Answer: no",
+        "The answer is NO.",
+        "It is not safe.",
+        "SAFE!",
+        "VULNERABLE - SQL injection",
+        "This code is SAFE",
+        "SAFE CWE-89",
+        "N",
+        "- NO",
+        "\u041dO",  # a Cyrillic letter
+        "```\nNO\n```",
+    ],
+)
+def test_what_says_neither_has_no_polarity(answer):
+    assert prompts.parse_polarity(answer) is None
+
+
+# Complete answers. --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "complete"),
+    [
+        ("", False),
+        ("\n", False),
+        (" \n\t\n ", False),
+        ("SAFE", False),
+        ("\n\nSAFE", False),
+        ("VULNERABLE CWE-8", False),
+        ("SAFE\n", True),
+        ("SAFE\r\n", True),
+        ("\n\nSAFE\n", True),
+        ("SAFE \nbecause", True),
+        ("SAFE\r", False),
+        ("SAFE\u2028because", False),
+    ],
+)
+def test_first_line_is_complete(answer, complete):
+    assert prompts.answered_line(answer) == complete
+
+
+@pytest.mark.parametrize(
+    ("answer", "complete"),
+    [
+        ("", False),
+        ("x = 1\n", False),
+        ("```", False),
+        ("```python", False),
+        ("```python\n", False),
+        ("```python\nx = 1", False),
+        ("```python\nx = 1\n", False),
+        ("```python\nx = 1\n`", False),
+        ("```python\nx = 1\n``", False),
+        ("```python\nx = 1\n```", True),
+        ("```python\nx = 1\n```\nand more", True),
+        ("```\nx\n```", True),
+        ("```python\n```", True),
+        ("Here:\n```python\nx = 1\n  ```", True),
+        ("```python\nx = 1```", False),
+        ("```python\nx = '```'\n", False),
+        ('```python\n"""\n    ```\n', False),
+        ("````md\n```\nx\n```", False),
+        ("````md\n```\nx\n```\n````", True),
+        ("```python\r\nx = 1\r\n```", True),
+        ("Use ```x``` here", False),
+        ("~~~\nx\n~~~", False),
+    ],
+)
+def test_first_block_is_complete(answer, complete):
+    assert prompts.answered_block(answer) == complete
+
+
+def test_what_follows_a_complete_answer_changes_nothing():
+    draw = random.Random(8)
+    pieces = [*"ab \t\r`", "\n", "\n```", "```", "\n```py\n", "\n  ````", "SAFE", "VULNERABLE", "NO", "x\n\n"]
+    complete = {"line": 0, "block": 0}
+    for _ in range(4000):
+        answer, more = ("".join(draw.choices(pieces, k=draw.randrange(1, 12))) for _ in range(2))
+        if prompts.answered_line(answer):
+            complete["line"] += 1
+            for parse in (prompts.parse_verdict, prompts.parse_polarity):
+                assert parse(answer + more) == parse(answer)
+        if prompts.answered_block(answer):
+            complete["block"] += 1
+            assert prompts.answered_block(answer + more)
+            for read in (prompts.code_block, prompts.fence):
+                assert read(answer + more) == read(answer)
+    assert min(complete.values()) > 400
+
+
 # Questions and code. ------------------------------------------------------------------------------------
 
 ASK = [prompts.detect, prompts.fix, prompts.explain, prompts.review]
@@ -182,6 +316,8 @@ def test_code_block_and_its_language(answer, code, language):
     ids=["fence", "spaces", "word", "open", "many"],
 )
 def test_hostile_text_takes_no_time(text):
+    assert prompts.answered_line(text) == ("\n" in text) and prompts.parse_polarity(text) is None
+    prompts.answered_block(text)
     assert prompts.code_block(text).strip() in ("", text.strip())  # a quadratic search would take minutes
     assert prompts.code_block(prompts.fenced(text)) == text.strip("\n")
 
