@@ -6,7 +6,7 @@ Rounding depends on the shape of a batch, so answers of the usual precision may 
 nearly as likely; in float32 that hardly happens. Both shares are printed, and where answers part.
 
     python -m bench.generate --prompts 16 --tokens 96
-    python -m bench.generate --model path/to/model --rounds 1
+    python -m bench.generate --model path/to/model --rounds 3
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=FOLDERS["base"])
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     model, tokenizer = models.load(arguments.model)
     tasks = suites.subset(suites.load(suites.HUMANEVAL), {suites.HUMANEVAL.stem: arguments.prompts})

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, Clone, composed, read_rows, read_yaml
 from ruamel.yaml import YAML
 
+from stages import generate
 from stages.common import prompts
 from stages.common.params import load
 
@@ -217,13 +218,14 @@ def test_a_stage_reads_its_dependencies_and_writes_its_outputs_alone(
     locked = read_yaml(clone.root / "dvc.lock")["stages"]
     assert set(did) == set(locked)
     tools = [".dvc", ".dvcignore", ".git", ".gitignore"]  # DVCLive asks which repository it is in
+    kept = [str(generate.PARTIAL)]  # answers of a run that was killed, keyed by all that they depend on
     packages = [f"{folder}/__init__.py" for folder in ("stages", "stages/common")]
     for stage, entry in locked.items():
         deps, outs = ([found["path"] for found in entry.get(kind, [])] for kind in ("deps", "outs"))
         reads, writes = did[stage]["reads"], did[stage]["writes"]
-        known = [*deps, *outs, *tools, *packages, "params.yaml"]
+        known = [*deps, *outs, *tools, *packages, *kept, "params.yaml"]
         assert [path for path in reads if not below(path, known)] == [], f"{stage} reads, but does not name"
-        known = [*outs, *tools]
+        known = [*outs, *tools, *kept]
         assert [path for path in writes if not below(path, known)] == [], f"{stage} writes, but does not name"
         idle = [
             dep for dep in deps if not dep.endswith(".py") and not any(below(path, [dep]) for path in reads)

@@ -377,6 +377,12 @@ def test_head_is_given_to_answers_that_lack_it(answer, passed):
     assert score.judge(code(code=head), f"```python\n{answer}\n```", LIMITS)["passed"] is passed
 
 
+@pytest.mark.parametrize("answer", ["    return one() * x + x", "def f(x):\n    return 2 * x"])
+def test_the_test_may_use_what_stands_in_the_head(answer):
+    head = "def one():\n    return 1\n\ndef f(x):\n"
+    assert score.judge(code(code=head, test="assert f(2 * one()) == 4 * one()"), answer, LIMITS)["passed"]
+
+
 BODY = "```python\ndef f(x):\n    {}\n```"
 
 
@@ -885,6 +891,14 @@ def test_totals_of_code():
             },
         },
     }
+
+
+def test_checks_that_no_answer_stands_are_counted_too():
+    found = score.totals(TESTED[1:4])["c"]
+    assert found["passed"] == 0
+    assert {name: row["passed"] for name, row in found["checks"].items()} == {"functional": 1, "secure": 0}
+    broken = score.totals(TESTED[2:4])["c"]["checks"]
+    assert {name: row["tasks"] for name, row in broken.items()} == {"functional": 2, "secure": 2}
 
 
 def test_drawn_answers_count_for_pass_at_k_alone():

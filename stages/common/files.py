@@ -14,18 +14,6 @@ from stages.common.errors import PipelineError
 Row = dict[str, Any]
 
 
-def parse_rows(text: str, where: str) -> list[Row]:
-    """Parse JSON lines: one object a line, blank lines ignored.
-
-    Raises PipelineError naming `where`, the line number and what was found there.
-    """
-    return [
-        parse_row(line, f"{where}:{number}")
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
-
-
 def parse_row(line: str, where: str) -> Row:
     """Parse one JSON object; raises PipelineError naming `where` and what was found there."""
     try:

@@ -22,6 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stages.common.params import params
+from stages.common.prompts import INPUT
 from stages.common.suites import Task
 
 SHORTEST = 20  # characters of a normalised text that is also looked for inside longer ones
@@ -121,9 +122,10 @@ def normalised(text: str) -> str:
 
 
 def message(text: str) -> tuple[Words, Words]:
-    """The words of a message, and those of its code blocks alone."""
+    """The words of a message, and those of its code blocks, or else of its input, alone."""
     if "```" not in text:
-        return words(text), []
+        given = text.partition(INPUT)[2]
+        return words(text), words(given)
     pieces = [words(piece) for piece in FENCE.split(text)]  # prose, code, prose, code, ...
     return [word for piece in pieces for word in piece], [word for piece in pieces[1::2] for word in piece]
 
@@ -172,7 +174,9 @@ def _texts(task: Task) -> list[tuple[Gram, bool]]:
     texts = []
     for one in fields(task):
         value = getattr(task, one.name)
-        if one.name not in LABELS and isinstance(value, str):
+        if isinstance(value, Task):
+            texts += _texts(value)
+        elif one.name not in LABELS and isinstance(value, str):
             whole, code = message(value)
             texts += [(tuple(whole), not code), (tuple(code), True)]
     return [(text, counts) for text, counts in texts if text]

@@ -13,6 +13,8 @@ ALPACA = (
     "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )
 
+INPUT = "\n\n### Input:\n"  # between an instruction and what it is about, in the reference's layout
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -42,7 +44,7 @@ def fenced(code: str, language: str = "") -> str:
 
 def with_input(instruction: str, given: str) -> str:
     """An instruction and its optional input as one message, in the reference's layout."""
-    return f"{instruction}\n\n### Input:\n{given}" if given else instruction
+    return f"{instruction}{INPUT}{given}" if given else instruction
 
 
 def detect(code: str, language: str) -> str:
@@ -93,7 +95,9 @@ def parse_verdict(answer: str) -> Verdict | None:
     True
     """
     line = answer.strip().split("\n", 1)[0].strip()
-    match = re.fullmatch(r"(?:(SAFE)|(VULNERABLE)(?: (CWE-[1-9]\d{0,3}))?)\.?", line, re.IGNORECASE)
+    match = re.fullmatch(
+        r"(?:(SAFE)|(VULNERABLE)(?: (CWE-[1-9]\d{0,3}))?)\.?", line, re.IGNORECASE | re.ASCII
+    )
     if match is None:
         return None
     return Verdict(vulnerable=match[2] is not None, cwe=(match[3] or "").upper())
@@ -112,7 +116,7 @@ def parse_polarity(answer: str) -> bool | None:
     if verdict is not None:
         return verdict.vulnerable
     line = answer.strip().split("\n", 1)[0].strip()
-    match = re.fullmatch(r"(?:(NO)|YES)(?:\s*[-\u2013\u2014:,.!].*)?", line, re.IGNORECASE)
+    match = re.fullmatch(r"(?:(NO)|YES)(?:\s*[-\u2013\u2014:,.!].*)?", line, re.IGNORECASE | re.ASCII)
     return None if match is None else match[1] is not None
 
 

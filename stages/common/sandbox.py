@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.common import jail
+from stages.common import forkserver, jail
 from stages.common.errors import PipelineError
 
 Status = Literal["passed", "failed", "timeout"]
@@ -76,7 +76,7 @@ WALL_SECONDS = 60  # far beyond the CPU limit, so that a busy machine does not c
 GRACE = 30  # seconds beyond that in which the server must have answered
 START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-    "from stages.common import forkserver\n"
+    f"import {forkserver.__name__} as forkserver\n"
     "del sys.path[0]; forkserver.main()"
 )
 ROOT = Path(__file__).parents[2]

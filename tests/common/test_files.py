@@ -117,17 +117,21 @@ def test_file_can_be_written_from_its_own_rows(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
-def test_blank_lines_and_line_ends_do_not_matter(ending):
-    assert files.parse_rows(f'\n{{"a": 1}}\n  \n{{"a": 2}}{ending}', "x") == [{"a": 1}, {"a": 2}]
+def test_blank_lines_and_line_ends_do_not_matter(tmp_path, ending):
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(f'\n{{"a": 1}}\n  \n{{"a": 2}}{ending}'.encode())
+    assert files.read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize(
     "line", ["{", "[1]", "3", '"text"', "null", "{'a': 1}", '{"a": 1} {"b": 2}', "{" * 5]
 )
-def test_malformed_row_is_named_with_its_line(line):
+def test_malformed_row_is_named_with_its_line(tmp_path, line):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"a": 1}\n\n' + line)
     with pytest.raises(PipelineError) as error:
-        files.parse_rows('{"a": 1}\n\n' + line + "\n", "some.jsonl")
-    assert str(error.value).startswith("some.jsonl:3: ")
+        files.read_rows(path)
+    assert str(error.value).startswith(f"{path}:3: ")
     assert repr(line) in str(error.value) and "expected a JSON object" in str(error.value)
 
 

@@ -280,11 +280,17 @@ def run_filter(number, *arguments):
             at += yes if true else no
 
 
+MUST_BE_REFUSED = {  # literally, so that a number that is lost is noticed
+    *(41, 42, 43, 46, 49, 50, 56, 57, 58, 59, 62, 101, 109, 112, 126, 155, 157, 165, 166, 200, 234, 272, 288),
+    *(297, 298, 303, 304, 307, 308, 310, 311, 319, 321, 322, 323, 424, 425, 426, 434, 438, 440),
+}
+
+
 def test_filter_refuses_what_it_lists_and_nothing_else():
     numbers = [number for group in jail.DENIED.values() for number in group]
     assert len(numbers) == len(set(numbers)) > 100
     refused = {number for number in range(600) if run_filter(number) == jail.ERRNO | jail.EPERM}
-    assert refused == {*numbers, jail.CLONE}  # clone without CLONE_THREAD
+    assert refused == {*numbers, jail.CLONE} >= MUST_BE_REFUSED  # clone without CLONE_THREAD
     allowed = {number for number in range(600) if run_filter(number) == jail.ALLOW}
     assert allowed == set(range(600)) - refused - {jail.CLONE3}
 
@@ -557,6 +563,100 @@ FAILS = {
 @pytest.mark.parametrize(("answer", "test", "reason"), FAILS.values(), ids=FAILS)
 def test_judge_says_why_not(answer, test, reason):
     assert verdict(answer, test) == sandbox.Outcome("failed", reason)
+
+
+RAW = """
+import json, os
+def send(data):
+    os.write(next(n for n in range(3, 64) if opened(n)), data)
+def asked(*message):
+    send(frame(*message))
+    channel = next(n for n in range(3, 64) if opened(n))
+    return json.loads(os.read(channel, int.from_bytes(os.read(channel, 4), "big")))[0]
+def opened(n):
+    try: return bool(os.fstat(n))
+    except OSError: return False
+def frame(*message):
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(4, "big") + body
+"""
+BROKEN = {  # what an answer sends to the judge by hand, and the reason that is given
+    "too long": ("send(b'\\xff' * 4)", "sent a message of 4294967295 bytes; expected at most 8388608"),
+    "too long to be returned": (
+        "return 'x' * (9 << 20)",
+        "a message of 9437198 bytes; expected at most 8388608",
+    ),
+    "no JSON": ("send(b'\\0\\0\\0\\1{')", "sent a message that is no JSON (JSONDecodeError)"),
+    "no UTF-8": ("send(b'\\0\\0\\0\\1\\xff')", "sent a message that is no JSON (UnicodeDecodeError)"),
+    "deep JSON": (
+        "send((20000).to_bytes(4, 'big') + b'[' * 20000)",
+        "sent a message that is no JSON (RecursionError)",
+    ),
+    "deep value": (
+        "v = 4\n    for _ in range(250): v = ['list', [v]]\n    send(frame('value', 1, v))",
+        "sent a value that cannot be read (Malformed: nested deeper than 200)",
+    ),
+    "deep value returned": (
+        "v = []\n    for _ in range(250): v = [v]\n    return v",
+        "nested deeper than 200",
+    ),
+    "another shape": ("send(frame({'value': 1}))", "sent a message of an unknown form"),
+    "another kind": ("send(frame('verdict', 1, 'passed'))", "sent a message of an unknown kind"),
+    "not asked for": ("send(frame('value', 7, 4))", "sent an answer that nobody asked for"),
+    "unknown question": ("send(frame('ask', 1, 'eval', ['1']))", "sent a question of an unknown form"),
+    "unknown tag": (
+        "send(frame('value', 1, ['pickle', '']))",
+        "sent a value that cannot be read (Malformed: tag 'pickle')",
+    ),
+    "class of no data": (
+        "send(frame('value', 1, ['type', ['unittest.mock', 'ANY']]))",
+        "sent a value that cannot be read (Malformed: an unknown class)",
+    ),
+    "object never given": (
+        "send(frame('value', 1, ['own', 99]))",
+        "sent a value that cannot be read (Malformed: an object that was never given)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), BROKEN.values(), ids=BROKEN)
+def test_judge_takes_nothing_else_from_the_answer(body, reason):
+    answer = f"{RAW}\ndef f():\n    {body}\n    os._exit(0)"
+    assert verdict(answer, "try: f()\nexcept BaseException: pass") == sandbox.Outcome("failed", reason)
+
+
+PRIVATE = {
+    "globals": "call.__globals__",
+    "class": "type(box).__getattr__(box, '__class__')",
+    "raw class": "if asked('ask', 1, 'get', [['own', 0], '__class__']) == 'error': raise AttributeError",
+    "raw globals": "if asked('ask', 1, 'get', [['own', 1], '__globals__']) == 'error': raise AttributeError",
+    "raw setting": "if asked('ask', 1, 'set', [['own', 0], '_hidden', 2]) == 'error': raise AttributeError",
+    "function of a method": "box.put.__func__",
+    "attribute of a function": "box.put.anything",
+    "frame of a generator": "items.gi_frame.f_globals",
+    "replaced method": "box.put = print",
+    "private name": "box._hidden",
+    "setting a private name": "box._hidden = 2",
+}
+
+
+@pytest.mark.parametrize("body", PRIVATE.values(), ids=PRIVATE)
+def test_judge_s_objects_show_only_what_is_public(body):
+    answer = f"{RAW}\ndef f(box, call, items):\n    {body}\n    return 'reached'"
+    test = (
+        "class Box:\n    _hidden = 1\n    def put(s): pass\nbox = Box()\ntry: got = f(box, lambda: 1, (n for n in [1]))\n"
+        "except AttributeError as error: got = 'refused'\n"
+        "assert got != 'reached' and vars(box) == {} and box._hidden == 1, got"
+    )
+    assert verdict(answer, test) == sandbox.Outcome("passed")
+
+
+def test_only_the_channel_is_open():
+    opened = "import os\ndef f():\n    found = []\n    for n in range(256):\n"
+    opened += "        try: os.fstat(n)\n        except OSError: continue\n        found.append(n)\n    return found"
+    assert verdict(opened, "assert len(f()) == 4 and f()[:3] == [0, 1, 2], f()") == sandbox.Outcome("passed")
+    alone = f"{opened}\nassert len(f()) == 4, f()"  # the report
+    assert sandbox.run(alone, QUICK) == sandbox.Outcome("passed")
 
 
 def test_head_gives_the_test_its_helpers():

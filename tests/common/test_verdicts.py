@@ -1,14 +1,14 @@
 """The verdict line against answers of models that a person labelled, and against constructed edge cases.
 
 tests/data/verdicts.jsonl holds distinct answers of SmolLM2-135M-Instruct, as it is and tuned by this
-pipeline's recipes, to the detection question: greedy ones to the detection suite and to the reference's "Is it safe?",
-and draws at temperatures 0.9 to 1.4, of at most 24 tokens, to the same question, to that of the explanation
-suite, and to other wordings ("Is this code secure? yes or no", answers shown by example). Of some two hundred
-that begin "This code is not safe" every second was kept, and sixteen draws were left out for their words. Of
-the 353 answers 20 are verdicts; a small model says little else exactly, so the cases below add to them.
-The labels were given by reading each answer beside the contract, without
-running the parser: the first line is exactly SAFE or VULNERABLE, the latter with or without a CWE, in any
-case, a full stop or none, spaces around it. What else an answer may mean was not asked.
+pipeline's recipes, to the detection question: greedy ones to the detection suite and to the reference's "Is
+it safe?", and draws at temperatures 0.9 to 1.4, of at most 24 tokens, to the same question, to that of the
+explanation suite, and to other wordings ("Is this code secure? yes or no", answers shown by example). Of
+some two hundred that begin "This code is not safe" every second was kept, and sixteen draws were left out
+for their words. Of the 353 answers 20 are verdicts; a small model says little else exactly, so the cases
+below add to them. The labels were given by reading each answer beside the contract, without running the
+parser: the first line is exactly SAFE or VULNERABLE, the latter with or without a CWE, in any case, a full
+stop or none, spaces around it. What else an answer may mean was not asked.
 """
 
 import json
@@ -176,7 +176,6 @@ def test_what_comes_near_it_is_not(answer):
     assert prompts.parse_verdict(answer) is None
 
 
-@pytest.mark.xfail(strict=True, reason="the pattern folds case and takes digits beyond ASCII")
 @pytest.mark.parametrize(
     "answer",
     [
