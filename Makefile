@@ -54,10 +54,12 @@ pin: setup ## put commits and sha256s in place of the branches that conf/ names 
 test: setup ## unit tests, contracts, and the whole pipeline at a tiny size
 	@python -m pytest
 
-bench: setup ## the data stages against datasets.map, near-duplicates against datasketch (some minutes)
+bench: setup ## data stages, near-duplicates, sandbox and generation against their peers (some minutes)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock
 	@python -m bench.nearduplicates
 	@python -m bench.data --peers
+	@python -m bench.sandbox
+	@python -m bench.generate
 
 lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy

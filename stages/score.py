@@ -10,7 +10,6 @@ are kept for comparison beside ours.
 """
 
 import argparse
-import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -19,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stages.common import files, handling, languages, metrics, prompts, sandbox, suites
+from stages.common import files, judging, metrics, sandbox, suites
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
 from stages.common.progress import progress
@@ -28,8 +27,6 @@ COMPLETIONS = Path("reports/completions")
 VERDICTS = Path("reports/verdicts")
 SCORES = Path("reports/scores")
 MIX = Path("reports/mix.json")
-
-ANY = "*"  # an entry point where the prompt names no function; the last one is then called `entry`
 
 Judgement = tuple[suites.Task, files.Row]  # a task and its verdict row
 
@@ -40,139 +37,6 @@ class ScoreParams:
 
     cpu_seconds: Annotated[int, Field(ge=1, le=600)]
     memory_mib: Annotated[int, Field(ge=64)]
-
-
-# One answer: a judge for each kind of task. ---------------------------------------------------------------
-
-
-def judge_detection(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """Whether the verdict line is there and right."""
-    verdict = prompts.parse_verdict(answer)
-    if verdict is None:
-        return {"status": "invalid", "verdict": None, "cwe": "", "reason": "no verdict line"}
-    right = verdict.vulnerable == task.vulnerable
-    reason = "right" if right else ("missed" if task.vulnerable else "false alarm")
-    return {**passed(right), "verdict": verdict.vulnerable, "cwe": verdict.cwe, "reason": reason}
-
-
-def judge_verdict(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """Whether the first line says clearly, in our words or in the reference's, what is right."""
-    said = prompts.parse_polarity(answer)
-    if said is None:
-        return {"status": "invalid", "reason": "no verdict line"}
-    return {**passed(said == task.vulnerable), "reason": "vulnerable" if said else "safe"}
-
-
-def judge_code(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """Whether the code stands every test of the task; each test runs in processes of its own."""
-    code = prompts.code_block(answer)
-    if task.language == "javascript":
-        return judge_javascript(code, task.entry_point)
-    code, tests, entry = completed(task, code), task.checks(), task.entry_point
-    if entry == ANY:
-        entry, name = "entry", last_function(code)
-        code += f"\n\nentry = {name}\n" if name != entry else ""
-    head = f"{task.code}\n    pass\n" if task.code else ""
-    found = {name: sandbox.judge(code, test, entry, head, limits) for name, test in tests.items()}
-    failed = [(name, outcome) for name, outcome in found.items() if outcome.status != "passed"]
-    reason = "; ".join(f"{name}: {outcome.reason or outcome.status}" for name, outcome in failed)
-    status = failed[0][1].status if failed else "passed"
-    checks = {name: outcome.status == "passed" for name, outcome in found.items()}
-    return {"status": status, "checks": checks, "reason": steady(reason) or "passed"}
-
-
-def steady(reason: str) -> str:
-    """A reason without what changes from run to run: the scratch folder's path and addresses in memory."""
-    return re.sub(r"0x[0-9a-f]{4,}", "0x", re.sub(r"(?:/[\w.-]+)*/sandbox-\w{8}", ".", reason))
-
-
-def judge_javascript(code: str, entry: str) -> files.Row:
-    """Whether the code defines its function and handles a fault, by its syntax tree: nothing is executed."""
-    defined, handled = defines(code, entry), handling.handles(code)
-    reason = "the fault is handled" if handled else "handled: nothing in the syntax tree handles a fault"
-    reason = reason if defined else f"handled: no function {entry}"
-    return {**passed(defined and handled), "checks": {"handled": defined and handled}, "reason": reason}
-
-
-def judge_explanation(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """Whether the answer names one CWE, and a right one; an answer that names several has not decided."""
-    named = sorted(set(re.findall(r"\bCWE-[1-9]\d{0,3}\b", answer.upper())))
-    if len(named) != 1:
-        return {"status": "invalid", "reason": f"{len(named)} CWEs named"}
-    return {**passed(named[0] in (task.cwe, *task.also)), "reason": f"{named[0]} named"}
-
-
-def judge_reference(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """The reference's own grader, keywords as substrings in any case, and ours beside it."""
-    text = answer.lower()
-    groups = [any(word in text for word in group) for group in task.all_of]
-    found = sum(groups) >= (task.at_least or len(groups))
-    ours = judge(task.ours, answer, limits)["passed"] if task.ours else None
-    reason = f"{sum(groups)} of {len(groups)} groups of keywords"
-    return {**passed(found and bool(groups)), "ours": ours, "reason": reason}
-
-
-JUDGES: dict[str, Callable[[suites.Task, str, sandbox.Limits], files.Row]] = {
-    "detection": judge_detection,
-    "verdict": judge_verdict,
-    "code": judge_code,
-    "fixing": judge_code,
-    "explanation": judge_explanation,
-    "reference": judge_reference,
-}
-
-
-def passed(right: bool) -> files.Row:
-    """The status of an answer that could be judged."""
-    return {"status": "passed" if right else "failed"}
-
-
-def last_function(code: str) -> str:
-    """The name of the last function at top level, `main` only where there is no other; "entry" without any.
-
-    >>> last_function("def load(p):\\n    pass\\n\\ndef main():\\n    load(1)")
-    'load'
-    """
-    names = re.findall(r"^(?:async )?def (\w+)", code, re.MULTILINE)
-    return next((name for name in reversed(names) if name != "main"), names[-1] if names else "entry")
-
-
-# What names a function in JavaScript, and the field that holds the name.
-NAMING = {
-    **{"function_declaration": "name", "generator_function_declaration": "name", "method_definition": "name"},
-    **{"variable_declarator": "name", "assignment_expression": "left", "pair": "key"},
-}
-
-
-def defines(code: str, entry: str) -> bool:
-    """The JavaScript gives something the name of the entry point, or, where any will do, holds a function.
-
-    >>> defines("exports.load = (path) => 1;", "load"), defines("// load(path)", "load")
-    (True, False)
-    """
-    parsed = languages.parsed(code, "javascript")
-    nodes = [] if parsed is None else languages.walk(parsed.tree.root_node)
-    if entry == ANY:
-        return any(node.type in handling.CLOSURES for node in nodes)
-    names = (node.child_by_field_name(NAMING[node.type]) for node in nodes if node.type in NAMING)
-    return any(languages.text(name).rpartition(".")[2] == entry for name in names)
-
-
-def completed(task: suites.Task, code: str) -> str:
-    """An answer's code, with the given head where the answer continues it or leans on its imports."""
-    if not task.code:
-        return code
-    defines = re.search(rf"^\s*(?:async )?def {re.escape(task.entry_point)}\b", code, re.MULTILINE)
-    return f"{task.code}\n    pass\n\n{code}" if defines else task.code + code
-
-
-def judge(task: suites.Task, answer: str, limits: sandbox.Limits) -> files.Row:
-    """The verdict on one answer: `status`, `passed`, the reason, and what the kind of task adds."""
-    row = JUDGES[task.kind](task, answer, limits)
-    return {"passed": row["status"] == "passed", **row}
-
-
-# All answers: totals, each with its interval. -------------------------------------------------------------
 
 
 def rate(results: Iterable[bool]) -> files.Row:
@@ -202,8 +66,11 @@ def judged(rows: list[Judgement]) -> list[metrics.Judged]:
     ]
 
 
-def of_detection(rows: list[Judgement], trained: frozenset[str]) -> files.Row:
-    """Every metric of detection, with intervals, against constant answers, and by group."""
+def of_detection(rows: list[Judgement], trained: frozenset[str] | None) -> files.Row:
+    """Every metric of detection, with intervals, against constant answers, and by group.
+
+    Of the CWEs in `trained` the training set showed examples; without it seen and unseen are not told apart.
+    """
     found = judged(rows)
 
     def total(part: list[Judgement]) -> files.Row:
@@ -213,8 +80,9 @@ def of_detection(rows: list[Judgement], trained: frozenset[str]) -> files.Row:
         "cwe": lambda task: task.cwe,
         "language": lambda task: task.language,
         "trait": lambda task: task.trait or "plain",
-        "training": lambda task: "seen" if task.cwe in trained else "unseen",
     }
+    if trained is not None:
+        groups["training"] = lambda task: "seen" if task.cwe in trained else "unseen"
     return {
         **total(rows),
         "intervals": {name: list(both) for name, both in metrics.intervals(found).items()},
@@ -258,7 +126,7 @@ def of_samples(rows: list[Judgement]) -> files.Row:
     return {"samples": samples, "pass_at_k": {str(k): estimate(k) for k in range(1, samples + 1)}}
 
 
-def totals(rows: list[Judgement], trained: frozenset[str] = frozenset()) -> files.Row:
+def totals(rows: list[Judgement], trained: frozenset[str] | None = None) -> files.Row:
     """By suite: what was passed by the greedy answers, and by kind all that can be said beyond it."""
     result: files.Row = {}
     for suite in dict.fromkeys(task.suite for task, _ in rows):
@@ -326,12 +194,14 @@ def matched(
     return [(known[name], row) for (name, _), row in answered.items()]
 
 
-def trained_cwes(path: Path) -> frozenset[str]:
-    """The CWEs that the training set shows, from the mix's report; none where nothing was mixed yet.
+def trained_cwes(path: Path) -> frozenset[str] | None:
+    """The CWEs that the training set shows, from the mix's report; None where nothing was mixed yet.
 
     Raises PipelineError on a report that does not count them.
     """
-    found = files.read_json(path).get("cwes") if path.exists() else {}
+    if not path.exists():
+        return None
+    found = files.read_json(path).get("cwes")
     if not isinstance(found, dict):
         raise PipelineError(f"{path}: cwes: {found!r}; expected rows by CWE (run mix again)")
     return frozenset(found)
@@ -358,11 +228,11 @@ def main() -> None:
     def verdict(one: tuple[suites.Task, files.Row]) -> files.Row:
         task, row = one
         kept: files.Row = {name: row[name] for name in ("sample", "ended", "log_odds") if name in row}
-        return {"id": task.id, "suite": task.suite, **kept, **judge(task, row["completion"], limits)}
+        return {"id": task.id, "suite": task.suite, **kept, **judging.judge(task, row["completion"], limits)}
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        judging = pool.map(verdict, answered)
-        verdicts = list(progress(judging, f"score {asked.name}", "answer", total=len(answered)))
+        given = pool.map(verdict, answered)
+        verdicts = list(progress(given, f"score {asked.name}", "answer", total=len(answered)))
 
     rows = [(task, verdict) for (task, _), verdict in zip(answered, verdicts, strict=True)]
     scores = totals(rows, trained_cwes(MIX))

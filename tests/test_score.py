@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stages import score
-from stages.common import files, formats, metrics, prompts, sandbox, suites, uris
+from stages.common import files, formats, judging, metrics, prompts, sandbox, suites, uris
 from stages.common.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def humaneval(tmp_path_factory) -> list[tuple[suites.Task, str]]:
 def rows(tasks: list[suites.Task], answer: Answer) -> list[score.Judgement]:
     """Every task with the verdict on the answer that a function gives to it, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda task: (task, score.judge(task, answer(task), LIMITS)), tasks))
+        return list(pool.map(lambda task: (task, judging.judge(task, answer(task), LIMITS)), tasks))
 
 
 def judged(tasks: list[suites.Task], answer: Answer) -> dict:
@@ -195,7 +195,7 @@ def test_constant_judges_stand_beside_every_detection_suite(detection):
 def test_verdict_row(vulnerable, answer, row):
     task = suites.Task("d/1", "d", "detection", "", pair="d", vulnerable=vulnerable)
     expected = dict(zip(("status", "verdict", "cwe", "reason"), row, strict=True))
-    assert score.judge(task, answer, LIMITS) == {"passed": row[0] == "passed", **expected}
+    assert judging.judge(task, answer, LIMITS) == {"passed": row[0] == "passed", **expected}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_verdict_row(vulnerable, answer, row):
 )
 def test_plain_yes_and_no_are_verdicts_on_the_reference_s_question(vulnerable, answer, status):
     task = suites.Task("v", "r", "verdict", "", vulnerable=vulnerable)
-    found = score.judge(task, answer, LIMITS)
+    found = judging.judge(task, answer, LIMITS)
     assert (found["status"], found["passed"]) == (status, status == "passed")
 
 
@@ -248,7 +248,7 @@ def test_plain_yes_and_no_are_verdicts_on_the_reference_s_question(vulnerable, a
 )
 def test_an_explanation_names_one_right_weakness(answer, status):
     task = suites.Task("e", "e", "explanation", "", cwe="CWE-79", also=["CWE-80"])
-    found = score.judge(task, answer, LIMITS)
+    found = judging.judge(task, answer, LIMITS)
     assert (found["status"], found["passed"]) == (status, status == "passed")
 
 
@@ -299,8 +299,8 @@ FORMS: dict[str, Callable[[suites.Task, str], str]] = {
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_canonical_solutions_pass_and_mutants_fail(humaneval, form):
     for task, solution in humaneval:
-        assert score.judge(task, form(task, solution), LIMITS)["passed"], task.id
-        assert not score.judge(task, form(task, "    return None\n"), LIMITS)["passed"], task.id
+        assert judging.judge(task, form(task, solution), LIMITS)["passed"], task.id
+        assert not judging.judge(task, form(task, "    return None\n"), LIMITS)["passed"], task.id
 
 
 EVASIONS = {
@@ -326,13 +326,13 @@ EVASIONS = {
 @pytest.mark.parametrize("answer", EVASIONS.values(), ids=EVASIONS)
 def test_evasion_never_passes(humaneval, answer):
     for task, _ in humaneval[::4]:
-        assert not score.judge(task, answer, LIMITS)["passed"], task.id
+        assert not judging.judge(task, answer, LIMITS)["passed"], task.id
 
 
 def test_prompt_given_back_never_passes(humaneval):
     for task, _ in humaneval[::4]:
         for answer in (task.prompt, task.code, f"```python\n{task.code}    pass\n```"):
-            assert not score.judge(task, answer, LIMITS)["passed"], task.id
+            assert not judging.judge(task, answer, LIMITS)["passed"], task.id
 
 
 def code(**changes: str) -> suites.Task:
@@ -358,7 +358,7 @@ def code(**changes: str) -> suites.Task:
     ],
 )
 def test_first_block_counts(answer, passed):
-    assert score.judge(code(), answer, sandbox.Limits(cpu_seconds=1))["passed"] is passed
+    assert judging.judge(code(), answer, sandbox.Limits(cpu_seconds=1))["passed"] is passed
 
 
 @pytest.mark.parametrize(
@@ -374,13 +374,13 @@ def test_first_block_counts(answer, passed):
 )
 def test_head_is_given_to_answers_that_lack_it(answer, passed):
     head = 'def one():\n    return 1\n\ndef f(x):\n    """Double."""\n'
-    assert score.judge(code(code=head), f"```python\n{answer}\n```", LIMITS)["passed"] is passed
+    assert judging.judge(code(code=head), f"```python\n{answer}\n```", LIMITS)["passed"] is passed
 
 
 @pytest.mark.parametrize("answer", ["    return one() * x + x", "def f(x):\n    return 2 * x"])
 def test_the_test_may_use_what_stands_in_the_head(answer):
     head = "def one():\n    return 1\n\ndef f(x):\n"
-    assert score.judge(code(code=head, test="assert f(2 * one()) == 4 * one()"), answer, LIMITS)["passed"]
+    assert judging.judge(code(code=head, test="assert f(2 * one()) == 4 * one()"), answer, LIMITS)["passed"]
 
 
 BODY = "```python\ndef f(x):\n    {}\n```"
@@ -410,7 +410,7 @@ BODY = "```python\ndef f(x):\n    {}\n```"
     ],
 )
 def test_reason_says_what_went_wrong(answer, status, reason):
-    found = score.judge(code(), answer, sandbox.Limits(cpu_seconds=1))
+    found = judging.judge(code(), answer, sandbox.Limits(cpu_seconds=1))
     assert (found["status"], found["passed"]) == (status, status == "passed")
     assert found["reason"].startswith(reason), found["reason"]
     assert found["checks"] == {"functional": status == "passed"}
@@ -454,7 +454,7 @@ FORGERIES = {
     "test", ["assert f(2) == 4", "assert not f(2) != 4\nassert f(2) in (4,)\nassert f(3) == 6"]
 )
 def test_forgery_never_passes(answer, test):
-    found = score.judge(code(test=test), f"```python\n{answer}\n```", LIMITS)
+    found = judging.judge(code(test=test), f"```python\n{answer}\n```", LIMITS)
     assert not found["passed"], found
 
 
@@ -480,7 +480,7 @@ def test_forgery_never_passes(answer, test):
 )
 def test_an_answer_stands_every_test(body, checks, status):
     task = code(security_test="assert f(3) == 6", fault_test="assert f(0) == 0")
-    found = score.judge(task, f"def f(x):\n    {body}", sandbox.Limits(cpu_seconds=1))
+    found = judging.judge(task, f"def f(x):\n    {body}", sandbox.Limits(cpu_seconds=1))
     assert (found["checks"], found["status"]) == (checks, status)
     assert [name for name, stood in checks.items() if f"{name}: " in found["reason"]] == [
         name for name, stood in checks.items() if not stood
@@ -502,14 +502,14 @@ def test_reasons_do_not_depend_on_the_process(answer, reason):
     found = []
     for _ in range(3):
         sandbox.close()
-        found.append(score.judge(code(), answer, LIMITS)["reason"])
+        found.append(judging.judge(code(), answer, LIMITS)["reason"])
     assert found[0].startswith(f"functional: {reason}") and len(set(found)) == 1, found
 
 
 def test_each_test_starts_afresh():
     count = "calls = []\ndef f(x):\n    calls.append(x)\n    open('seen', 'x').close()\n    return len(calls)"
     task = code(test="assert f(2) == 1", security_test="assert f(2) == 1", fault_test="assert f(0) == 1")
-    assert score.judge(task, count, LIMITS)["passed"]
+    assert judging.judge(task, count, LIMITS)["passed"]
 
 
 @pytest.mark.parametrize(
@@ -544,7 +544,7 @@ def test_where_no_function_is_named_the_last_one_counts(answer, passed):
     test = "load()\nassert [entry(n) for n in range(3)] == [0, 2, 4]\nassert inside('1 + 1') == 2"
     if answer.startswith("async"):
         test = "import asyncio\nassert asyncio.run(entry(2)) == 4"
-    found = score.judge(code(entry_point=score.ANY, test=test), f"```python\n{answer}\n```", LIMITS)
+    found = judging.judge(code(entry_point=judging.ANY, test=test), f"```python\n{answer}\n```", LIMITS)
     assert found["passed"] is passed, found
 
 
@@ -626,15 +626,15 @@ def test_constant_code_scores_nothing(suite, answer):
 )
 def test_javascript_is_judged_by_its_tree(answer, handled):
     task = code(language="javascript", entry_point="load", test="never run", fault_test="never run")
-    found = score.judge(task, answer, LIMITS)
+    found = judging.judge(task, answer, LIMITS)
     assert (found["passed"], found["checks"]) == (handled, {"handled": handled})
     assert found["reason"].startswith("the fault is handled" if handled else "handled: "), found["reason"]
 
 
 def test_javascript_without_a_named_function_needs_one():
-    task = code(language="javascript", entry_point=score.ANY)
-    assert score.judge(task, "const f = (x) => g(x).catch(report);", LIMITS)["passed"]
-    assert not score.judge(task, "try { g(); } catch (e) { report(e); }", LIMITS)["passed"]
+    task = code(language="javascript", entry_point=judging.ANY)
+    assert judging.judge(task, "const f = (x) => g(x).catch(report);", LIMITS)["passed"]
+    assert not judging.judge(task, "try { g(); } catch (e) { report(e); }", LIMITS)["passed"]
 
 
 # Right answers that the syntax tree of JavaScript does not show to be right: events.once, Promise.allSettled
@@ -652,7 +652,7 @@ def test_judge_agrees_with_people_on_repairs():
     limits = sandbox.Limits(cpu_seconds=3)
 
     def verdict(row: dict) -> files.Row:
-        return score.judge(tasks[row["task"]], prompts.fenced(row["answer"], "python"), limits)
+        return judging.judge(tasks[row["task"]], prompts.fenced(row["answer"], "python"), limits)
 
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(verdict, labelled))
@@ -682,7 +682,7 @@ def test_judge_agrees_with_people_on_repairs():
 def test_the_reference_s_keywords_are_kept_as_they_were(answer, passed, reason):
     task = suites.Task("k/1", "k", "reference", "", all_of=[["try"], ["except", "catch"]])
     status = "passed" if passed else "failed"
-    assert score.judge(task, answer, LIMITS) == {
+    assert judging.judge(task, answer, LIMITS) == {
         **{"passed": passed, "status": status, "ours": None, "reason": reason}
     }
 
@@ -699,7 +699,7 @@ def test_the_reference_s_keywords_are_kept_as_they_were(answer, passed, reason):
 )
 def test_the_reference_counts_groups(groups, at_least, answer, passed):
     task = suites.Task("k/1", "k", "reference", "", all_of=groups, at_least=at_least)
-    assert score.judge(task, answer, LIMITS)["passed"] is passed
+    assert judging.judge(task, answer, LIMITS)["passed"] is passed
 
 
 EVERY_KEYWORD = (
@@ -852,7 +852,7 @@ def test_log_odds_give_an_auc_with_its_interval():
     assert found["auc"] == pytest.approx(7 / 9)
     assert found["intervals"]["auc"][0] <= 7 / 9 <= found["intervals"]["auc"][1]
     assert found["groups"]["cwe"]["CWE-79"]["auc"] == 0
-    assert set(found["groups"]["training"]) == {"unseen"}
+    assert "training" not in found["groups"]
 
 
 def marked(name: str, status: str, sample: int = 0, **more: object) -> score.Judgement:
@@ -1076,7 +1076,7 @@ def test_main_takes_every_shipped_suite_and_humaneval(project):
         ({"cwes": {"CWE-787": 3, "CWE-89": 1}}, "seen"),
         ({"cwes": {"CWE-89": 1}}, "unseen"),
         ({"cwes": {}}, "unseen"),
-        (None, "unseen"),
+        (None, None),
     ],
 )
 def test_the_mix_tells_what_was_trained_on(project, mix, training):
@@ -1084,7 +1084,7 @@ def test_the_mix_tells_what_was_trained_on(project, mix, training):
     if mix is not None:
         (project.root / "reports/mix.json").write_text(json.dumps(mix))
     _, scores = written(project)
-    assert list(scores["groups"]["training"]) == [training]
+    assert list(scores["groups"].get("training", [])) == ([training] if training else [])
 
 
 @pytest.mark.parametrize("text", ["{}", '{"cwes": ["CWE-89"]}', '{"cwes": null}', "[]", "{"])
@@ -1235,7 +1235,7 @@ def test_verdicts_do_not_flip_beside_four_busy_processes():
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
         with ThreadPoolExecutor(2) as pool:
-            verdicts = list(pool.map(lambda run: score.judge(code(), NEAR[run[0]][0], limits), runs))
+            verdicts = list(pool.map(lambda run: judging.judge(code(), NEAR[run[0]][0], limits), runs))
     finally:
         for process in busy:
             process.kill()
