@@ -244,7 +244,7 @@ def _sampled(group: str, suite: str, both: Both, drawn: Mapping[str, Sequence[An
     for k in names:
         chances = [_chances(drawn[model], suite, k) for model in MODELS]
         order = sorted(chances[0])
-        draws = _draws(len(order)) / len(order)
+        draws = metrics.draws(len(order)) / len(order)
         before, after = (draws @ [chance[name] for name in order] for chance in chances)
         shift, p = _doubt(after - before)
         values = (both[0]["pass_at_k"][str(k)], both[1]["pass_at_k"][str(k)])
@@ -290,58 +290,14 @@ def shifted(
     first: Sequence[metrics.Judged], second: Sequence[metrics.Judged]
 ) -> dict[str, tuple[Interval, float]]:
     """Of every detection metric the 95 % interval of second minus first, and its p: pairs are resampled."""
-    before, after = _resampled(first), _resampled(second)
+    before, after = (metrics.resampled(sorted(rows, key=lambda row: row.pair)) for rows in (first, second))
     return {name: _doubt(after[name] - before[name]) for name in before if name in after}
-
-
-def _resampled(judged: Sequence[metrics.Judged]) -> dict[str, Any]:
-    """Every detection metric in each bootstrap resample of the pairs.
-
-    With as many vulnerable sides as fixed ones, MCC is a function of recall and specificity alone.
-    """
-    import numpy as np
-
-    rows = {(row.pair, row.vulnerable): row for row in judged}
-    names = sorted({pair for pair, _ in rows})
-    sides = [(rows[name, True], rows[name, False]) for name in names]
-    caught = np.array([weak.verdict is True for weak, _ in sides], dtype=float)
-    cleared = np.array([fixed.verdict is False for _, fixed in sides], dtype=float)
-    invalid = np.array([[weak.verdict, fixed.verdict].count(None) / 2 for weak, fixed in sides])
-    draws = _draws(len(sides))
-    recall, specificity = draws @ caught / len(sides), draws @ cleared / len(sides)
-    spread = np.sqrt(np.maximum((1 + recall - specificity) * (1 + specificity - recall), 0))
-    gain = recall + specificity - 1
-    result = {
-        "balanced_accuracy": (recall + specificity) / 2,
-        "recall": recall,
-        "specificity": specificity,
-        "mcc": np.divide(gain, spread, out=np.zeros_like(gain), where=spread > 0),
-        "pair_correct": draws @ (caught * cleared) / len(sides),
-        "invalid_rate": draws @ invalid / len(sides),
-    }
-    odds = [[row.log_odds for row in pair if row.log_odds is not None] for pair in sides]
-    if all(len(both) == 2 for both in odds):
-        weak, fixed = np.array(odds).T
-        wins = (weak[:, None] > fixed) + (weak[:, None] == fixed) / 2
-        result["auc"] = ((draws @ wins) * draws).sum(1) / len(sides) ** 2
-    return result
-
-
-def _draws(units: int) -> Any:
-    """How often each bootstrap resample holds each unit: (resamples, units), seeded."""
-    import numpy as np
-
-    drawn = np.random.default_rng(metrics.SEED).multinomial(units, [1 / units] * units, metrics.RESAMPLES)
-    return drawn.astype(float)  # which multiplies ten times as fast as whole numbers
 
 
 def _doubt(differences: Any) -> tuple[Interval, float]:
     """The 95 % interval of resampled differences, and twice the share on the smaller side of zero."""
-    import numpy as np
-
-    low, high = np.quantile(differences, (0.025, 0.975))
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return (float(low), float(high)), min(1.0, 2 * (int(tail) + 1) / (len(differences) + 1))
+    return metrics.interval(differences), min(1.0, 2 * (int(tail) + 1) / (len(differences) + 1))
 
 
 def flat(found: Sequence[Measure]) -> files.Row:

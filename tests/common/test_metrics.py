@@ -305,7 +305,7 @@ def test_bootstrap_is_the_metrics_of_resampled_pairs(monkeypatch):
             for copy in range(times)
             for one in rows[2 * unit : 2 * unit + 2]
         )
-        for weights in metrics._draws(12).tolist()
+        for weights in metrics.draws(12).astype(int).tolist()
     ]
     for name, interval in metrics.intervals(rows).items():
         assert interval == pytest.approx(tuple(np.quantile([one[name] for one in again], (0.025, 0.975)))), (
@@ -314,7 +314,7 @@ def test_bootstrap_is_the_metrics_of_resampled_pairs(monkeypatch):
 
 
 def test_bootstrap_draws_every_unit_as_often_as_any():
-    draws = metrics._draws(7)
+    draws = metrics.draws(7)
     assert draws.shape == (metrics.RESAMPLES, 7) and set(draws.sum(1).tolist()) == {7}
     assert draws.mean(0) == pytest.approx(np.ones(7), abs=0.1)
 
