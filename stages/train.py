@@ -1,254 +1,83 @@
 """Fine-tune the base model on the mixed examples with QLoRA; the result is an adapter.
 
 In: models/base/, data/mixed/{train,valid}.jsonl. Out: models/sft/ (adapter and tokenizer), the curves in
-reports/train/ and the summary in reports/train.json. The device decides what must differ: bfloat16 or
-float16, AdamW or its paged 8-bit form; everything else is the same on CPU and CUDA.
+reports/train/ and the summary in reports/train.json. A run that was killed at any moment goes on from its
+last checkpoint, in .partial/train/<key>, and ends with the same bytes; the key is a hash of all that they
+depend on. The device decides what must differ: bfloat16 or float16, AdamW or its paged 8-bit form.
 
     python -m stages.train
 """
 
 import argparse
-import math
 import os
-import re
+import platform
 import resource
+import shutil
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from stages.common import files, models, prompts, records
-from stages.common.errors import PipelineError, run
-from stages.common.params import load, params
+from stages.common import callbacks, checkpoints, files, finetuning, models, records
+from stages.common.errors import run
+from stages.common.finetuning import TrainParams
+from stages.common.params import load
 from stages.common.records import Example
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import BitsAndBytesConfig, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
 BASE = Path("models/base")
 MIXED = Path("data/mixed")
 ADAPTER = Path("models/sft")
 CURVES = Path("reports/train")
 REPORT = Path("reports/train.json")
+PARTIAL = Path(".partial/train")
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-@params
-class LoraParams:
-    """The adapter: low-rank updates beside the frozen projections."""
-
-    rank: Count
-    alpha: Count  # updates are scaled by alpha / rank
-    dropout: Share
-    targets: Annotated[list[str], Field(min_length=1)]  # names of linear layers
+LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
 
 
-@params
-class TrainParams:
-    """What is optimised and how; names as in the literature, values as chosen."""
-
-    seed: int
-    template: Literal["chat", "alpaca"]  # chat keeps the model's own; alpaca is the reference's
-    loss: Literal["completion", "full"]  # on the answer alone, or on the prompt too
-    quantization: Literal["nf4", "none"]  # of the frozen weights, in memory
-    lora: LoraParams
-    epochs: Annotated[float, Field(gt=0)]
-    batch_size: Count  # examples a forward pass
-    accumulation: Count  # forward passes an optimizer step
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak
-    warmup: Share  # of all steps; cosine decay follows
-    weight_decay: Share
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    max_length: Annotated[int, Field(ge=8)]  # tokens of prompt and answer; longer examples lose their end
-    checkpointing: bool  # recompute activations: less memory, about a third slower
-    sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
-    logging_steps: Count
-
-
-def dataset(examples: list[Example]) -> "Dataset":
-    """Examples as conversations, which the tokenizer's chat template turns into text."""
-    from datasets import Dataset
-
-    return Dataset.from_dict(
-        {
-            "prompt": [[{"role": "user", "content": example.prompt}] for example in examples],
-            "completion": [[{"role": "assistant", "content": example.completion}] for example in examples],
-        }
-    )
-
-
-def tokenizer(chosen: TrainParams) -> Any:
-    """The base model's tokenizer with the chosen template."""
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(BASE)
-    if chosen.template == "alpaca":
-        loaded.chat_template = prompts.ALPACA
-    if not loaded.chat_template:
-        raise PipelineError(f"{BASE}: no chat template; expected one with train.template chat (params.yaml)")
-    return loaded
-
-
-def lengths(examples: list[Example], tokens: Any) -> list[int]:
-    """Tokens of each example as the model sees it."""
-    conversations = [
-        [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
-        for example in examples
-    ]
-    return [len(ids) for ids in tokens.apply_chat_template(conversations, return_dict=False)]
-
-
-def quantization(chosen: TrainParams) -> "BitsAndBytesConfig | None":
-    """NF4 with double quantisation, or nothing."""
-    if chosen.quantization == "none":
-        return None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=models.compute_dtype(),
-    )
-
-
-def lora(chosen: LoraParams, revision: str | None) -> "LoraConfig":
-    """The adapter's configuration, naming the base's revision."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=chosen.rank,
-        lora_alpha=chosen.alpha,
-        lora_dropout=chosen.dropout,
-        target_modules=chosen.targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-        revision=revision,
-    )
-
-
-def arguments(chosen: TrainParams, scratch: Path) -> "SFTConfig":
-    """Our choices in TRL's words; what is not here is TRL's default."""
+def environment() -> files.Row:
+    """What decides the bytes beside parameters, data and code: the libraries and the machine's arithmetic."""
     import torch
-    from trl import SFTConfig
 
-    cuda = models.device() == "cuda"
-    bf16 = models.compute_dtype() == torch.bfloat16
-    return SFTConfig(
-        output_dir=str(scratch),
-        seed=chosen.seed,
-        model_init_kwargs={"dtype": models.compute_dtype(), "device_map": {"": models.device()}},
-        completion_only_loss=chosen.loss == "completion",
-        num_train_epochs=chosen.epochs,
-        per_device_train_batch_size=chosen.batch_size,
-        per_device_eval_batch_size=chosen.batch_size,
-        gradient_accumulation_steps=chosen.accumulation,
-        learning_rate=chosen.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=chosen.warmup,
-        weight_decay=chosen.weight_decay,
-        max_grad_norm=chosen.max_grad_norm,
-        max_length=chosen.max_length,
-        activation_checkpointing=chosen.checkpointing,
-        train_sampling_strategy=chosen.sampling,
-        optim="paged_adamw_8bit" if cuda else "adamw_torch",
-        bf16=bf16,
-        fp16=not bf16,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        logging_steps=chosen.logging_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-    )
-
-
-def curves(folder: Path) -> "TrainerCallback":
-    """A callback that writes loss, token accuracy, entropy and learning rate as DVC plots."""
-    from dvclive import Live
-    from transformers import TrainerCallback
-
-    names = {
-        "loss": "loss",
-        "mean_token_accuracy": "token_accuracy",
-        "entropy": "entropy",
-        "learning_rate": "learning_rate",
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
     }
-    live = Live(dir=str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
-
-    class Curves(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-            live.step = state.global_step
-            for theirs, ours in names.items():
-                if theirs in logs:
-                    live.log_metric(ours, logs[theirs])
-            live.make_summary()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == state.max_steps:
-                control.should_log = True  # whatever the interval, the curves reach the end
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            live.end()
-
-    return Curves()
 
 
-def score_answers_only() -> None:
-    """Let TRL project only the positions with a label onto the vocabulary, on CPUs too.
-
-    It does so by itself where Triton is; elsewhere it scores every position and masks afterwards, which is
-    nearly half of a step's time with a vocabulary of 49,152 and short answers.
-    """
-    from trl.trainer import utils
-
-    utils._use_triton = lambda device: True
+def key(chosen: TrainParams) -> str:
+    """The name of this run: parameters, data, base, code and environment as a hash."""
+    modules = (sys.modules[name].__file__ for name in sorted(sys.modules) if name.startswith("stages."))
+    code = [Path(__file__), *(Path(name) for name in modules if name)]
+    inputs = [MIXED / "train.jsonl", MIXED / "valid.jsonl", *sorted(BASE.iterdir())]
+    return checkpoints.key({"params": repr(chosen), **environment()}, [*code, *inputs])
 
 
-def keep_full_precision(trainer: "SFTTrainer") -> None:
-    """Hold the adapter in float32: TRL casts it to bfloat16, which rounds small updates away.
-
-    Autocast computes in half precision all the same, so PEFT need not copy every input to float32 first.
-    """
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    for module in trainer.model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+def resumed(folder: Path) -> tuple[Path | None, float, int]:
+    """The newest sound checkpoint, with the seconds and the tokens that were spent up to it."""
+    found = checkpoints.latest(folder)
+    if found is None:
+        return None, 0.0, 0
+    point, manifest = found
+    logs = files.read_json(point / "trainer_state.json")["log_history"]
+    return point, manifest["seconds"], max((int(log.get("num_tokens", 0)) for log in logs), default=0)
 
 
-def check(trainer: "SFTTrainer", examples: int) -> None:
-    """Raise PipelineError when truncation left examples without any label, which TRL drops silently."""
-    left = len(trainer.train_dataset)
-    if left < examples:
-        raise PipelineError(
-            f"train.max_length: {examples - left} of {examples} examples lose their whole answer; "
-            "expected a limit beyond every prompt (params.yaml)"
-        )
-
-
-def revision(uri: str) -> str | None:
-    """The commit of a Hub model's URI; other models have none."""
-    match = re.fullmatch(r"hf://[^@]+@([0-9a-f]{40})", uri)
-    return match[1] if match else None
-
-
-def summary(trainer: "SFTTrainer", seconds: float) -> files.Row:
-    """The run in numbers: means over the last tenth of the logs, tokens with padding left out."""
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+def summary(trainer: "SFTTrainer", chosen: TrainParams, seconds: float) -> files.Row:
+    """The run in numbers: means over the last tenth of the steps, tokens with padding left out."""
+    logs = [log for log in trainer.state.log_history if "loss" in log]
     tail = logs[-max(1, len(logs) // 10) :]
     tokens = int(logs[-1]["num_tokens"])
     return {
-        "loss": sum(entry["loss"] for entry in tail) / len(tail),
-        "token_accuracy": sum(entry["mean_token_accuracy"] for entry in tail) / len(tail),
-        "entropy": sum(entry["entropy"] for entry in tail) / len(tail),
+        "loss": sum(log["loss"] for log in tail) / len(tail),
+        "token_accuracy": sum(log["mean_token_accuracy"] for log in tail) / len(tail),
+        "entropy": sum(log["entropy"] for log in tail) / len(tail),
         "steps": trainer.state.global_step,
         "tokens": tokens,
         "seconds": round(seconds, 1),
@@ -256,7 +85,10 @@ def summary(trainer: "SFTTrainer", seconds: float) -> files.Row:
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "device": models.device(),
-        "dtype": str(models.compute_dtype()).removeprefix("torch."),
+        "dtype": str(finetuning.dtype(chosen)).removeprefix("torch."),
+        "optimizer": str(trainer.args.optim.value),
+        "attention": trainer.model.config._attn_implementation,
+        "environment": environment(),
     }
 
 
@@ -268,46 +100,75 @@ def main() -> None:
     chosen = load("train", TrainParams)
     models.require(BASE)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from trl import SFTTrainer
+    with checkpoints.storage(PARTIAL):
+        fine_tune(chosen)
 
+
+def fine_tune(chosen: TrainParams) -> None:
+    """Train to the end, from the last checkpoint where there is one, and write every output."""
     train, valid = (records.read(Example, MIXED / f"{split}.jsonl") for split in ("train", "valid"))
-    tokens = tokenizer(chosen)
-    sizes = lengths(train, tokens)
+    tokens = finetuning.tokenizer(BASE, chosen)
+    sizes = finetuning.lengths(train, tokens)
     truncated = sum(size > chosen.max_length for size in sizes)
     print(
         f"train: {len(train)} examples, {sum(sizes):,} tokens, {truncated} truncated at {chosen.max_length}"
     )
 
-    score_answers_only()
+    kept = PARTIAL / key(chosen)
+    checkpoints.sweep(kept)
+    point, spent, counted = resumed(kept)
+    if point:
+        print(f"train: goes on from {point}")
+    rows = {kind: len(examples) for kind, examples in finetuning.by_kind(valid).items()}
+    best = kept / "best" if valid and chosen.validation.patience else None
     with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:
-        trainer = SFTTrainer(
-            str(BASE),
-            args=arguments(chosen, folder),
-            train_dataset=dataset(train),
-            eval_dataset=dataset(valid) if valid else None,
-            processing_class=tokens,
-            callbacks=[curves(log)],
-            quantization_config=quantization(chosen),
-            peft_config=lora(chosen.lora, revision(files.read_json(BASE / "manifest.json")["uri"])),
+        reactions = [
+            callbacks.curves(log),
+            callbacks.watch(),
+            callbacks.sealing(kept, chosen.keep, spent),
+            callbacks.interruptible(),
+            callbacks.bar(),
+        ]
+        if best and chosen.validation.patience:
+            reactions.append(callbacks.stopping(best, rows, chosen.validation.patience))
+        trainer = finetuning.trainer(
+            chosen,
+            BASE,
+            tokens,
+            finetuning.levelled(train, sizes, chosen),
+            valid,
+            kept,
+            files.read_json(BASE / "manifest.json")["uri"],
+            reactions,
         )
-        check(trainer, len(train))
-        keep_full_precision(trainer)
+        trainer._total_train_tokens = counted  # a resumed trainer counts from 0
         start = time.perf_counter()
-        trainer.train()
-        report = summary(trainer, time.perf_counter() - start)
-        report["truncated"] = truncated
+        trainer.train(resume_from_checkpoint=str(point) if point else None)
+        seconds = spent + time.perf_counter() - start
+        report = summary(trainer, chosen, seconds) | {"truncated": truncated}
         if valid:
-            report["valid_loss"] = trainer.evaluate()["eval_loss"]
-        losses = {name: value for name, value in report.items() if name.endswith("loss")}
-        if not all(map(math.isfinite, losses.values())):
-            found = ", ".join(f"{name} {value}" for name, value in losses.items())
-            raise PipelineError(
-                f"train: {found}; expected finite losses (a lower train.learning_rate may help)"
-            )
-        trainer.model.save_pretrained(folder)
+            report |= validation(trainer, rows, best is not None)
+        if best:
+            shutil.copytree(best, folder)
+        else:
+            trainer.model.save_pretrained(folder)
         tokens.save_pretrained(folder)
     files.write_json(REPORT, report)
+    shutil.rmtree(kept)
     print(f"train: loss {report['loss']:.3f}, {report['tokens']:,} tokens in {report['seconds']:,} s")
+
+
+def validation(trainer: "SFTTrainer", rows: dict[str, int], best: bool) -> files.Row:
+    """The loss on held-out rows, in all and by kind: of the best validation or of the last."""
+    seen = callbacks.validations(trainer.state.log_history, rows)
+    if not seen or seen[-1][0] < trainer.state.global_step:
+        trainer.evaluate()
+    logs = trainer.state.log_history
+    seen = callbacks.validations(logs, rows)
+    step, loss = min(seen, key=lambda one: one[1]) if best else seen[-1]
+    there = {name: value for log in logs if log["step"] == step for name, value in log.items()}
+    kinds = {kind: there[f"eval_{kind}_loss"] for kind in rows}
+    return {"valid_loss": loss, "valid": kinds, "valid_step": step}
 
 
 if __name__ == "__main__":

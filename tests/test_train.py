@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,26 @@ import pytest
 from conftest import Project, chosen, composed, write_rows
 from ruamel.yaml import YAML
 
-from stages import train
-from stages.common import prompts
+from stages.common import callbacks, finetuning, prompts
 from stages.common.errors import PipelineError
 from stages.common.params import validate
 from stages.common.records import Example, to_row
 
 TRAINABLE = 2 * 16 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))  # layers, rank, q o, k v, gate up down
 
-EXAMPLES = [
+EXAMPLES = [  # the shortest first, as they are sorted within an optimizer step
     Example(
         f"coding/{number}/write", f"coding/{number}", "coding", "MIT", "1.0", "", "write", prompt, completion
     )
     for number, (prompt, completion) in enumerate(
         [
+            ("Say hello.", "Hello."),
+            ("Add two numbers.", "```python\ndef add(first, second):\n    return first + second\n```"),
+            ("Is this code secure?\n\n```python\nint(text)\n```", "SAFE\nA number is all that comes of it."),
             (
                 "Is this code secure?\n\n```python\neval(text)\n```",
                 "VULNERABLE CWE-94\nIt runs what it is given.",
             ),
-            ("Is this code secure?\n\n```python\nint(text)\n```", "SAFE\nA number is all that comes of it."),
-            ("Add two numbers.", "```python\ndef add(first, second):\n    return first + second\n```"),
-            ("Say hello.", "Hello."),
         ]
     )
 ]
@@ -39,7 +39,7 @@ EXAMPLES = [
 def settings(**changes: Any) -> dict[str, Any]:
     """The default parameters with changes that suit the tiny model."""
     small = {"batch_size": 4, "accumulation": 1, "epochs": 1, "learning_rate": 0.01, "max_length": 256}
-    small["logging_steps"] = 1
+    small["save_steps"] = 4
     return {**chosen("train"), **small, **changes}
 
 
@@ -65,6 +65,7 @@ def trained(root: Path, model: Path, repeat: int = 1, valid: int = 2, **changes:
     """Run `main` in a fresh project, with the first `valid` examples to validate on."""
     import trl
 
+    root.mkdir(exist_ok=True)
     project = Project(root)
     project.base(model)
     project.params(train=settings(**changes))
@@ -110,7 +111,7 @@ def test_the_loss_falls(run: Run) -> None:
 
 
 def test_without_rows_to_validate_on_there_is_no_validation_loss(run: Run, reference: Run) -> None:
-    assert set(run.report) - set(reference.report) == {"valid_loss"}
+    assert set(run.report) - set(reference.report) == {"valid", "valid_loss", "valid_step"}
     assert math.isfinite(reference.report["loss"])
 
 
@@ -170,11 +171,13 @@ def test_qwen_has_the_trainable_parameters_that_were_published() -> None:
         vocab_size=151936,
         tie_word_embeddings=True,
     )
-    adapter = validate(chosen("train")["lora"], "train.lora", train.LoraParams)
+    adapter = validate(chosen("train")["adapter"], "train.adapter", finetuning.LoraParams)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         total = model.num_parameters()
-        trainable, _ = get_peft_model(model, train.lora(adapter, None)).get_nb_trainable_parameters()
+        trainable, _ = get_peft_model(
+            model, finetuning.lora(adapter, task_type="CAUSAL_LM")
+        ).get_nb_trainable_parameters()
     assert (trainable, total) == (8_798_208, 494_032_768)
 
 
@@ -236,9 +239,114 @@ def test_the_template_travels_with_the_adapter(run: Run, reference: Run) -> None
 
 def test_truncated_examples_are_counted(run: Run) -> None:
     tokens = run.trainer.processing_class
-    lengths = train.lengths(EXAMPLES, tokens)
+    lengths = finetuning.lengths(EXAMPLES, tokens)
     assert lengths == [len(row["input_ids"]) for row in run.trainer.train_dataset][: len(EXAMPLES)]
     assert run.report["truncated"] == 0
+
+
+# Other methods, and what validation does. ---------------------------------------------------------------
+
+LAYERS = ["q_proj", "down_proj"]
+METHODS: dict[str, dict[str, Any]] = {
+    "dora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": LAYERS},
+    "rslora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": LAYERS},
+    "prompt": {"virtual_tokens": 4},
+    "prefix": {"virtual_tokens": 4},
+    "full": {},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_other_methods_learn_and_can_be_loaded_again(
+    method: str, quantization: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = {"method": method, **METHODS[method]}
+    if (method, quantization) == ("full", "nf4"):
+        with pytest.raises(PipelineError, match=r"quantization nf4 with method full; expected none"):
+            trained(tmp_path, tiny_model, adapter=adapter, quantization=quantization)
+        return
+    result = trained(tmp_path, tiny_model, repeat=4, epochs=4, adapter=adapter, quantization=quantization)
+    losses = [log["loss"] for log in result.trainer.state.log_history if "loss" in log]
+    assert losses[-1] < losses[0]
+    folder = tmp_path / "models/sft"
+    if method == "full":
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "models/base")
+        loaded = PeftModel.from_pretrained(base, folder)
+        assert not (folder / "model.safetensors").exists()
+    saved, ids = loaded.eval(), torch.arange(20)[None]
+    untouched = AutoModelForCausalLM.from_pretrained(tmp_path / "models/base").eval()
+    with torch.no_grad():
+        change = (saved(ids).logits[:, -20:] - untouched(ids).logits).abs().max()  # behind virtual tokens
+    assert change > 1e-3, "what was learned is in the folder"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (
+            {"method": "prompt", "virtual_tokens": 4, "rank": 8},
+            r"train\.adapter\.prompt\.rank: 8; expected no such",
+        ),
+        ({"method": "full", "dropout": 0.1}, r"train\.adapter\.full\.dropout: 0\.1; expected no such key"),
+        ({"method": "prefix"}, r"train\.adapter\.prefix\.virtual_tokens: nothing; expected a value"),
+        ({"method": "bottleneck"}, r"train\.adapter: .*expected .*'dora'"),
+    ],
+)
+def test_a_parameter_of_another_method_is_refused(
+    adapter: dict[str, Any], message: str, project: Project
+) -> None:
+    project.params(train=settings(adapter=adapter))
+    with pytest.raises(PipelineError, match=message):
+        project.run("train")
+
+
+def test_validation_leaves_training_as_it_is(tmp_path: Path, tiny_model: Path) -> None:
+    """Without dropout a run is the same whether or not it was validated, all its layers included."""
+    adapter = {**chosen("train")["adapter"], "dropout": 0.0}
+    often, never = (
+        trained(tmp_path / str(steps), tiny_model, repeat=4, adapter=adapter, validation=validation)
+        for steps in (1, 1000)
+        for validation in [{"steps": steps, "patience": None}]
+    )
+    assert len(often.trainer.state.log_history) == len(never.trainer.state.log_history) + 3
+    assert often.adapter == never.adapter
+
+
+def test_the_best_adapter_is_kept_and_patience_ends_the_training(tmp_path: Path, tiny_model: Path) -> None:
+    rates = {"learning_rate": 0.3, "warmup": 0.0, "epochs": 40, "max_grad_norm": 10.0}
+    result = trained(tmp_path, tiny_model, validation={"steps": 1, "patience": 3}, **rates)
+    seen = callbacks.validations(result.trainer.state.log_history, {"write": 2})
+    best = min(seen, key=lambda one: one[1])
+    assert result.report["steps"] == seen[-1][0] == best[0] + 3 < 40
+    assert (result.report["valid_step"], result.report["valid_loss"]) == best
+    again = trained(tmp_path / "again", tiny_model, validation={"steps": 1, "patience": 1000}, **rates)
+    assert again.report["steps"] == 40
+
+
+def test_validation_is_told_by_kind(run: Run) -> None:
+    assert set(run.report["valid"]) == {"write"}
+    assert run.report["valid"]["write"] == pytest.approx(run.report["valid_loss"])
+    assert (run.root / "reports/train/plots/metrics/valid/write.tsv").is_file()
+
+
+def test_a_training_that_fails_is_stopped(tmp_path: Path, tiny_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PipelineError, match=r"train: the loss is nan at step 1; expected it to fall"):
+        trained(tmp_path / "run", folder)
+    assert not (tmp_path / "run/models/sft").exists()
 
 
 # TRL's way to score answers alone. ---------------------------------------------------------------------
@@ -260,7 +368,7 @@ def test_scoring_answers_alone_gives_the_same_loss(run: Run, monkeypatch: pytest
     with torch.no_grad():
         monkeypatch.setattr(utils, "_use_triton", everywhere)
         every = run.trainer.compute_loss(model, batch)
-        train.score_answers_only()
+        finetuning.score_answers_only()
         alone = run.trainer.compute_loss(model, batch)
     assert asked, "TRL no longer asks the function that score_answers_only replaces"
     assert run.answers_only
@@ -289,7 +397,10 @@ def test_a_base_without_a_chat_template_is_refused(project: Project, tiny_model:
     [
         ({"learning_rate": 2.0}, r"train\.learning_rate: 2\.0; expected less than 1"),
         ({"loss": "answers"}, r"train\.loss: 'answers'; expected 'completion' or 'full'"),
-        ({"lora": {"rank": 0, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}}, r"train\.lora\.rank: 0; "),
+        (
+            {"adapter": {"method": "lora", "rank": 0, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}},
+            r"train\.adapter\.lora\.rank: 0; ",
+        ),
         ({"speed": 1}, r"train\.speed: 1; expected no such key"),
     ],
 )

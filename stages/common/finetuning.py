@@ -1,0 +1,349 @@
+"""What fine-tuning is made of: parameters, examples as the model sees them, the adapter, TRL's trainer.
+
+`train` runs it to its end, `preflight` for a few steps.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from stages.common import fused_lora, models, prompts
+from stages.common.errors import PipelineError
+from stages.common.params import params
+from stages.common.records import Example
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@params
+class LoraParams:
+    """Low-rank updates beside the frozen projections."""
+
+    method: Literal["lora", "dora", "rslora"]  # dora learns magnitudes too; rslora scales by the rank's root
+    rank: Count
+    alpha: Count  # updates are scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: Annotated[list[str], Field(min_length=1)]  # names of linear layers
+
+
+@params
+class VirtualParams:
+    """Learned vectors before the prompt, or before the keys and values of every layer."""
+
+    method: Literal["prompt", "prefix"]
+    virtual_tokens: Count
+
+
+@params
+class FullParams:
+    """Every weight of the model."""
+
+    method: Literal["full"]
+
+
+Adapter = Annotated[LoraParams | VirtualParams | FullParams, Field(discriminator="method")]
+
+
+@params
+class ValidationParams:
+    """When the loss on held-out rows is measured, and whether it ends the training."""
+
+    steps: Count  # between two validations
+    patience: (
+        Count | None
+    )  # validations without improvement until the best adapter is taken; null: the last is
+
+
+@params
+class TrainParams:
+    """What is optimised and how; names as in the literature, values as chosen."""
+
+    seed: int
+    template: Literal["chat", "alpaca"]  # chat keeps the model's own; alpaca is the reference's
+    loss: Literal["completion", "full"]  # on the answer alone, or on the prompt too
+    dtype: Literal["auto", "bfloat16", "float16"]  # of computation; auto: bfloat16 where the device has it
+    quantization: Literal["nf4", "none"]  # of the frozen weights, in memory
+    adapter: Adapter
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Count  # examples a forward pass
+    accumulation: Count  # forward passes an optimizer step
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak
+    warmup: Share  # of all steps; cosine decay follows
+    weight_decay: Share
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    max_length: Annotated[int, Field(ge=8)]  # tokens of prompt and answer; longer examples lose their end
+    checkpointing: bool  # recompute activations: less memory, about a third slower
+    sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
+    validation: ValidationParams
+    save_steps: Count  # what a crash may cost at most
+    keep: Count  # complete checkpoints
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.adapter.method == "full" and self.quantization != "none":
+            raise ValueError(f"quantization {self.quantization} with method full; expected none")
+        if self.adapter.method == "prefix" and self.checkpointing:
+            raise ValueError("checkpointing with method prefix: recomputation loses the prefix (peft#869)")
+
+
+def dataset(examples: list[Example]) -> "Dataset":
+    """Examples as conversations, which the tokenizer's chat template turns into text."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": example.prompt}] for example in examples],
+            "completion": [[{"role": "assistant", "content": example.completion}] for example in examples],
+        }
+    )
+
+
+def by_kind(examples: list[Example]) -> dict[str, list[Example]]:
+    """Examples by what they teach: write, detect, fix, explain, handle, review."""
+    taught = [example.kind.removeprefix("reference_").split("_")[0] for example in examples]
+    return {
+        kind: [example for example, own in zip(examples, taught, strict=True) if own == kind]
+        for kind in sorted(set(taught))
+    }
+
+
+def tokenizer(base: Path, chosen: TrainParams) -> Any:
+    """The base model's tokenizer with the chosen template."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(base)
+    if chosen.template == "alpaca":
+        loaded.chat_template = prompts.ALPACA
+    if not loaded.chat_template:
+        raise PipelineError(f"{base}: no chat template; expected one with train.template chat (params.yaml)")
+    return loaded
+
+
+def lengths(examples: list[Example], tokens: Any) -> list[int]:
+    """Tokens of each example as the model sees it."""
+    conversations = [
+        [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
+        for example in examples
+    ]
+    return [len(ids) for ids in tokens.apply_chat_template(conversations, return_dict=False)]
+
+
+def levelled(examples: list[Example], sizes: list[int], chosen: TrainParams) -> list[Example]:
+    """The same optimizer steps with less padding: within each, examples are sorted by length.
+
+    Only where the order of the mix is kept; a step's gradient is the mean over all its tokens either way.
+    """
+    if chosen.sampling != "sequential":
+        return examples
+    step = chosen.batch_size * chosen.accumulation
+    order = sorted(range(len(examples)), key=lambda index: (index // step, sizes[index]))
+    return [examples[index] for index in order]
+
+
+def dtype(chosen: TrainParams) -> "torch.dtype":
+    """The dtype of computation. Raises PipelineError where the device cannot train in it."""
+    import torch
+
+    if chosen.dtype == "auto":
+        return models.compute_dtype()
+    if chosen.dtype == "float16" and models.device() == "cpu":
+        raise PipelineError("train.dtype: float16; expected bfloat16 or auto without a GPU (params.yaml)")
+    if chosen.dtype == "bfloat16" and models.compute_dtype() == torch.float16:
+        raise PipelineError(
+            "train.dtype: bfloat16; expected float16 or auto on this GPU (capability below 8.0)"
+        )
+    found: torch.dtype = getattr(torch, chosen.dtype)
+    return found
+
+
+def quantization(chosen: TrainParams) -> "BitsAndBytesConfig | None":
+    """NF4 with double quantisation, or nothing."""
+    if chosen.quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype(chosen),
+    )
+
+
+def lora(chosen: LoraParams, **common: Any) -> "PeftConfig":
+    """Low-rank adaptation, plain (arXiv:2106.09685), DoRA (2402.09353) or rank-stabilised (2312.03732)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=chosen.rank,
+        lora_alpha=chosen.alpha,
+        lora_dropout=chosen.dropout,
+        target_modules=chosen.targets,
+        use_dora=chosen.method == "dora",
+        use_rslora=chosen.method == "rslora",
+        bias="none",
+        **common,
+    )
+
+
+def virtual(chosen: VirtualParams, **common: Any) -> "PeftConfig":
+    """Prompt tuning (arXiv:2104.08691) or prefix tuning (2101.00190)."""
+    from peft import PrefixTuningConfig, PromptTuningConfig
+
+    config = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}[chosen.method]
+    return config(num_virtual_tokens=chosen.virtual_tokens, **common)
+
+
+ADAPTERS: dict[str, Callable[..., "PeftConfig"]] = {
+    **dict.fromkeys(("lora", "dora", "rslora"), lora),
+    **dict.fromkeys(("prompt", "prefix"), virtual),
+}
+
+
+def adapter(chosen: TrainParams, revision: str | None) -> "PeftConfig | None":
+    """The adapter's configuration, naming the base's revision; none where every weight is trained."""
+    if chosen.adapter.method == "full":
+        return None
+    return ADAPTERS[chosen.adapter.method](chosen.adapter, task_type="CAUSAL_LM", revision=revision)
+
+
+def revision(uri: str) -> str | None:
+    """The commit of a Hub model's URI; other models have none."""
+    match = re.fullmatch(r"hf://[^@]+@([0-9a-f]{40})", uri)
+    return match[1] if match else None
+
+
+def arguments(chosen: TrainParams, folder: Path, validated: bool) -> "SFTConfig":
+    """Our choices in TRL's words; what is not here is TRL's default. Checkpoints go to `folder`."""
+    import torch
+    from trl import SFTConfig
+
+    cuda = models.device() == "cuda"
+    return SFTConfig(
+        output_dir=str(folder),
+        seed=chosen.seed,
+        model_init_kwargs={"dtype": master(chosen), "device_map": {"": models.device()}},
+        completion_only_loss=chosen.loss == "completion",
+        num_train_epochs=chosen.epochs,
+        per_device_train_batch_size=chosen.batch_size,
+        per_device_eval_batch_size=chosen.batch_size,
+        gradient_accumulation_steps=chosen.accumulation,
+        learning_rate=chosen.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=chosen.warmup,
+        weight_decay=chosen.weight_decay,
+        max_grad_norm=chosen.max_grad_norm,
+        max_length=chosen.max_length,
+        activation_checkpointing=chosen.checkpointing,
+        train_sampling_strategy=chosen.sampling,
+        optim="paged_adamw_8bit" if cuda else "adamw_torch",
+        bf16=dtype(chosen) == torch.bfloat16,
+        fp16=dtype(chosen) == torch.float16,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=chosen.validation.steps,
+        save_strategy="steps",
+        save_steps=chosen.save_steps,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+    )
+
+
+def master(chosen: TrainParams) -> "torch.dtype":
+    """The dtype in which the model's weights are held: float32 where they are trained themselves."""
+    import torch
+
+    return torch.float32 if chosen.adapter.method == "full" else dtype(chosen)
+
+
+def score_answers_only() -> None:
+    """Let TRL project only the positions with a label onto the vocabulary, on CPUs too.
+
+    It does so by itself where Triton is; elsewhere it scores every position and masks afterwards, which is
+    nearly half of a step's time with a vocabulary of 49,152 and short answers.
+    """
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: True
+
+
+def keep_full_precision(model: "torch.nn.Module") -> None:
+    """Hold what is trained in float32: TRL casts adapters to bfloat16, which rounds small updates away.
+
+    A resumed adapter comes back in float32, so nothing else could end with the same bytes. Autocast computes
+    in half precision all the same, so PEFT need not copy every input to float32 first.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 (PEFT's layers alone have it)
+
+
+def keep_gradients(model: "torch.nn.Module") -> None:
+    """Keep 4-bit layers trainable after a validation on a CPU with AVX512-BF16.
+
+    In its first forward pass without gradients bitsandbytes packs the weights for a kernel that has no
+    backward pass, and uses it from then on, in training too: no gradient would reach the layers below.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (4-bit layers alone have it)
+
+
+def trainer(
+    chosen: TrainParams,
+    base: Path,
+    tokens: Any,
+    train: list[Example],
+    valid: list[Example],
+    folder: Path,
+    uri: str,
+    callbacks: "list[TrainerCallback]",
+) -> "SFTTrainer":
+    """TRL's trainer, ready to go; checkpoints go to `folder`, `uri` says where the base came from.
+
+    Raises PipelineError when truncation leaves examples without any label, which TRL would drop silently.
+    """
+    from transformers import PrinterCallback, ProgressCallback
+    from trl import SFTTrainer
+
+    score_answers_only()
+    made = SFTTrainer(
+        str(base),
+        args=arguments(chosen, folder, bool(valid)),
+        train_dataset=dataset(train),
+        eval_dataset={kind: dataset(rows) for kind, rows in by_kind(valid).items()} if valid else None,
+        processing_class=tokens,
+        quantization_config=quantization(chosen),
+        peft_config=adapter(chosen, revision(uri)),
+    )
+    made.remove_callback(PrinterCallback)  # our own bar instead of a line a step
+    made.remove_callback(ProgressCallback)
+    for one in callbacks:
+        made.add_callback(one)
+    left = len(made.train_dataset)
+    if left < len(train):
+        raise PipelineError(
+            f"train.max_length: {len(train) - left} of {len(train)} examples lose their whole answer; "
+            "expected a limit beyond every prompt (params.yaml)"
+        )
+    keep_full_precision(made.model)
+    keep_gradients(made.model)
+    if chosen.adapter.method in ("lora", "rslora"):
+        fused_lora.fuse(made.model)
+    return made

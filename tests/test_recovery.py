@@ -1,0 +1,236 @@
+"""Training that is killed: whenever it happens, the next run ends with the bytes of one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Project, write_rows
+from test_train import EXAMPLES, settings
+
+from stages import train
+from stages.common import checkpoints
+from stages.common.records import to_row
+
+# A process that has imported everything once, and forks a training for each line that it reads: "end" lets it
+# come to its end, a number of seconds kills it then; KILL and TERM do so after three steps, FULL lets it
+# write small files only. It answers with the exit status.
+NURSERY = """
+import os, pathlib, resource, signal, sys, time
+import datasets, dvclive, peft, trl
+from transformers import AutoTokenizer
+from trl import SFTTrainer
+from stages import train
+from stages.common import callbacks, errors, finetuning
+
+for line in sys.stdin:
+    folder, moment = line.split()
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        sys.argv = ["train"]
+        output = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        status = 0
+        if moment == "FULL":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # less than a checkpoint's adapter
+        try:
+            errors.run(train.main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    if moment in ("TERM", "KILL"):
+        curve = pathlib.Path(folder, "reports/.train.part/plots/metrics/loss.tsv")
+        while not curve.exists() or len(curve.read_text().splitlines()) < 4:
+            time.sleep(0.01)
+        os.kill(child, getattr(signal, "SIG" + moment))
+    elif moment not in ("end", "FULL"):
+        time.sleep(float(moment))
+        os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Trainings in processes of their own, which start without importing anything."""
+
+    def __init__(self) -> None:
+        # one thread: a pool of them does not survive a fork
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def train(self, root: Path, moment: str = "end") -> int:
+        """Run a training, to its end or for some seconds; returns the exit status, -9 when killed."""
+        assert self.process.stdin and self.process.stdout
+        print(root, moment, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Any:
+    made = Nursery()
+    yield made
+    made.process.communicate()
+
+
+def prepared(root: Path, model: Path, **changes: Any) -> Project:
+    """A project in which the tiny model is to be trained for 16 steps, with a checkpoint after each."""
+    root.mkdir()
+    project = Project(root)
+    project.base(model)
+    validation = {"steps": 4, "patience": None}
+    changes = {"epochs": 8, "save_steps": 1, "keep": 2, "validation": validation, **changes}
+    project.params(train=settings(**changes))
+    write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * 2))
+    write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:3]))
+    return project
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    """The adapter and the curves."""
+    paths = [path for top in ("models/sft", "reports/train") for path in (root / top).rglob("*")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def timeless(root: Path) -> dict[str, Any]:
+    """What training reports, without what the machine's speed decides."""
+    report = json.loads((root / "reports/train.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in report.items() if name not in TIMINGS}
+
+
+TIMINGS = ("seconds", "tokens_per_second", "peak_memory_mib")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, nursery: Nursery) -> Path:
+    """A run that nothing disturbed, as the default recipe trains: quantised, with dropout and validations."""
+    project = prepared(tmp_path_factory.mktemp("whole") / "run", tiny_model)
+    assert nursery.train(project.root) == 0
+    return project.root
+
+
+def points(root: Path) -> list[Path]:
+    """The complete checkpoints of the one run that has some, the newest first."""
+    (folder,) = (root / train.PARTIAL).iterdir()
+    return checkpoints.complete(folder)
+
+
+def log(root: Path) -> str:
+    return (root / "log").read_text(encoding="utf-8")
+
+
+KILLS = 20
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    tmp_path: Path, tiny_model: Path, nursery: Nursery, whole: Path
+) -> None:
+    moments = random.Random(7)
+    kills = resumed = 0
+    while kills < KILLS:
+        project = prepared(tmp_path / str(kills), tiny_model)
+        while nursery.train(project.root, f"{moments.uniform(0, 2):.2f}") == -signal.SIGKILL:
+            kills += 1
+        assert outputs(project.root) == outputs(whole)
+        assert timeless(project.root) == timeless(whole)
+        assert list((project.root / train.PARTIAL).iterdir()) == []
+        resumed += log(project.root).count("goes on from")
+    assert resumed > KILLS / 4, "most were killed before their first checkpoint"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, tiny_model: Path, nursery: Nursery) -> Project:
+    """A run that was killed when it had two checkpoints."""
+    project = prepared(tmp_path / "run", tiny_model)
+    assert nursery.train(project.root, "KILL") == -signal.SIGKILL
+    assert len(points(project.root)) == 2
+    return project
+
+
+DAMAGES = {
+    "a flipped bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+    "half of it": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "nothing": lambda path: path.unlink(),
+}
+HURT = ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "manifest.json")
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_word(stopped: Project, nursery: Nursery, whole: Path) -> None:
+    newest, older = points(stopped.root)
+    for name in HURT:
+        for damage, hurt in DAMAGES.items():
+            content = (newest / name).read_bytes()
+            hurt(newest / name)
+            found = checkpoints.latest(newest.parent)
+            assert found and found[0] == older, f"{damage} of {name}"
+            (newest / name).write_bytes(content)
+    DAMAGES["a flipped bit"](newest / "rng_state.pth")
+    assert nursery.train(stopped.root) == 0
+    assert f"{newest.name} is skipped" in log(stopped.root) and f"/{older.name}" in log(stopped.root)
+    assert outputs(stopped.root) == outputs(whole)
+
+
+@pytest.mark.parametrize("change", ["data", "parameter", "base"])
+def test_what_has_changed_is_not_resumed(change: str, stopped: Project, nursery: Nursery) -> None:
+    mixed = stopped.root / "data/mixed/train.jsonl"
+    if change == "data":
+        mixed.write_text(
+            mixed.read_text(encoding="utf-8").replace("Say hello.", "Say hallo."), encoding="utf-8"
+        )
+    elif change == "base":
+        manifest = stopped.root / "models/base/manifest.json"
+        manifest.write_text(manifest.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    else:
+        parameters = stopped.root / "params.yaml"
+        text = parameters.read_text(encoding="utf-8")
+        parameters.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.02"), encoding="utf-8")
+        assert parameters.read_text(encoding="utf-8") != text
+    before = log(stopped.root).count("goes on from")
+    assert nursery.train(stopped.root) == 0
+    assert log(stopped.root).count("goes on from") == before
+    assert len(list((stopped.root / train.PARTIAL).iterdir())) == 1, "the other run's checkpoints stay"
+
+
+def test_sigterm_saves_and_ends_and_the_next_run_goes_on(
+    tmp_path: Path, tiny_model: Path, nursery: Nursery, whole: Path
+) -> None:
+    project = prepared(tmp_path / "run", tiny_model, save_steps=1000)
+    status = nursery.train(project.root, "TERM")
+    assert status == 2 and "stopped by SIGTERM after step" in log(project.root)
+    assert len(points(project.root)) == 1
+    assert nursery.train(project.root) == 0
+    assert "goes on from" in log(project.root)
+    assert outputs(project.root) == outputs(whole)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(
+    tmp_path: Path, tiny_model: Path, nursery: Nursery, whole: Path
+) -> None:
+    project = prepared(tmp_path / "run", tiny_model)
+    assert nursery.train(project.root, "FULL") == 2
+    assert "expected a writable folder with room for a checkpoint" in log(project.root)
+    assert "Traceback" not in log(project.root)
+    assert not (project.root / "models/sft").exists() and not list((project.root / "reports").iterdir())
+    assert nursery.train(project.root) == 0
+    assert outputs(project.root) == outputs(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, tiny_model: Path, nursery: Nursery) -> None:
+    project = prepared(tmp_path / "run", tiny_model)
+    (project.root / ".partial").write_text("a file", encoding="utf-8")
+    assert nursery.train(project.root) == 2
+    assert "expected a writable folder" in log(project.root) and "Traceback" not in log(project.root)
