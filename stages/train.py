@@ -119,6 +119,7 @@ def fine_tune(chosen: TrainParams) -> None:
     point, spent, counted = resumed(kept)
     if point:
         print(f"train: goes on from {point}")
+    asked = finetuning.in_turn(valid, chosen.probe.prompts)
     rows = {kind: len(examples) for kind, examples in finetuning.by_kind(valid).items()}
     best = kept / "best" if valid and chosen.validation.patience else None
     with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:
@@ -129,6 +130,8 @@ def fine_tune(chosen: TrainParams) -> None:
             callbacks.interruptible(),
             callbacks.bar(),
         ]
+        if asked and chosen.probe.steps:
+            reactions.append(callbacks.probe(asked, chosen.probe, tokens, finetuning.dtype(chosen)))
         if best and chosen.validation.patience:
             reactions.append(callbacks.stopping(best, rows, chosen.validation.patience))
         trainer = finetuning.trainer(
@@ -153,6 +156,7 @@ def fine_tune(chosen: TrainParams) -> None:
         else:
             trainer.model.save_pretrained(folder)
         tokens.save_pretrained(folder)
+        files.write_rows(log / "probe.jsonl", callbacks.probed(trainer.state.log_history, asked))
     files.write_json(REPORT, report)
     shutil.rmtree(kept)
     print(f"train: loss {report['loss']:.3f}, {report['tokens']:,} tokens in {report['seconds']:,} s")

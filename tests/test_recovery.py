@@ -94,6 +94,7 @@ def prepared(root: Path, model: Path, **changes: Any) -> Project:
     project.base(model)
     validation = {"steps": 4, "patience": None}
     changes = {"epochs": 8, "save_steps": 1, "keep": 2, "validation": validation, **changes}
+    changes |= {"probe": {"steps": 5, "prompts": 2, "max_new_tokens": 4}}
     project.params(train=settings(**changes))
     write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * 2))
     write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:3]))

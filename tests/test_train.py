@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ EXAMPLES = [  # the shortest first, as they are sorted within an optimizer step
 def settings(**changes: Any) -> dict[str, Any]:
     """The default parameters with changes that suit the tiny model."""
     small = {"batch_size": 4, "accumulation": 1, "epochs": 1, "learning_rate": 0.01, "max_length": 256}
-    small["save_steps"] = 4
+    small |= {"save_steps": 4, "probe": {"steps": 10, "prompts": 6, "max_new_tokens": 8}}
     return {**chosen("train"), **small, **changes}
 
 
@@ -334,6 +335,24 @@ def test_validation_is_told_by_kind(run: Run) -> None:
     assert set(run.report["valid"]) == {"write"}
     assert run.report["valid"]["write"] == pytest.approx(run.report["valid_loss"])
     assert (run.root / "reports/train/plots/metrics/valid/write.tsv").is_file()
+
+
+def test_probes_show_what_the_model_answers_meanwhile(run: Run) -> None:
+    lines = (run.root / "reports/train/probe.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["step"], row["id"]) for row in rows] == [
+        (step, example.id) for step in (10, 20, 30) for example in EXAMPLES[:2]
+    ]
+    assert rows[0]["expected"] == EXAMPLES[0].completion
+    assert rows[0]["answer"] != rows[-2]["answer"], "the model learns"
+    assert all(row["answer"] for row in rows)
+
+
+def test_probes_ask_every_kind_in_turn() -> None:
+    kinds = ["write", "write", "detect_safe", "detect_vulnerable", "fix"]
+    examples = [replace(EXAMPLES[0], id=f"{number}", kind=kind) for number, kind in enumerate(kinds)]
+    assert [one.id for one in finetuning.in_turn(examples, 4)] == ["2", "4", "0", "3"]
+    assert finetuning.in_turn([], 4) == []
 
 
 def test_a_training_that_fails_is_stopped(tmp_path: Path, tiny_model: Path) -> None:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common import checkpoints, files
 from stages.common.errors import PipelineError
+from stages.common.finetuning import ProbeParams
+from stages.common.records import Example
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerCallback
 
 CURVES = {
@@ -183,6 +186,51 @@ def stopping(best: Path, rows: dict[str, int], patience: int) -> "TrainerCallbac
             print(f"train: no better validation since step {seen[least][0]}: stopped at {state.global_step}")
 
     return callback(on_evaluate=evaluated)
+
+
+def probe(asked: list[Example], chosen: ProbeParams, tokens: Any, dtype: "torch.dtype") -> "TrainerCallback":
+    """Every so many steps, answers the prompts greedily and adds what it says to the log history."""
+    import torch
+
+    texts = [
+        tokens.apply_chat_template(
+            [{"role": "user", "content": example.prompt}], tokenize=False, add_generation_prompt=True
+        )
+        for example in asked
+    ]
+    given = tokens(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+
+    def answers(model: Any) -> list[str]:
+        model.eval()
+        with torch.no_grad(), torch.autocast(model.device.type, dtype):
+            made = model.generate(
+                **given.to(model.device),
+                max_new_tokens=chosen.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=tokens.pad_token_id,
+            )
+        model.train()
+        said: list[str] = tokens.batch_decode(
+            made[:, given["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return said
+
+    def step(state: Any, control: Any, model: Any, **_: Any) -> None:
+        if chosen.steps and state.global_step % chosen.steps == 0:
+            state.log_history.append({"step": state.global_step, "probe": answers(model)})
+
+    return callback(on_step_end=step)
+
+
+def probed(logs: list[Log], asked: list[Example]) -> list[files.Row]:
+    """What the probes found: a row an answer, with the answer that was to be learned beside it."""
+    return [
+        {"step": log["step"], "id": example.id, "answer": answer, "expected": example.completion}
+        for log in logs
+        if "probe" in log
+        for example, answer in zip(asked, log["probe"], strict=True)
+    ]
 
 
 def bar() -> "TrainerCallback":

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,6 +67,15 @@ class ValidationParams:
 
 
 @params
+class ProbeParams:
+    """Answers that are written down during training, so that one sees behaviour change."""
+
+    steps: Count | None  # between two probes; null: none
+    prompts: Count  # held-out ones, of every kind in turn
+    max_new_tokens: Count
+
+
+@params
 class TrainParams:
     """What is optimised and how; names as in the literature, values as chosen."""
 
@@ -86,6 +96,7 @@ class TrainParams:
     checkpointing: bool  # recompute activations: less memory, about a third slower
     sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
     validation: ValidationParams
+    probe: ProbeParams
     save_steps: Count  # what a crash may cost at most
     keep: Count  # complete checkpoints
 
@@ -116,6 +127,12 @@ def by_kind(examples: list[Example]) -> dict[str, list[Example]]:
         kind: [example for example, own in zip(examples, taught, strict=True) if own == kind]
         for kind in sorted(set(taught))
     }
+
+
+def in_turn(examples: list[Example], count: int) -> list[Example]:
+    """The first examples of every kind in turn, `count` in all."""
+    rounds = zip_longest(*by_kind(examples).values())
+    return [example for one in rounds for example in one if example][:count]
 
 
 def tokenizer(base: Path, chosen: TrainParams) -> Any:
