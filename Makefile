@@ -19,7 +19,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -
 COMPILE := uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --quiet \
 	--custom-compile-command "make lock"
 
-.PHONY: help setup repro show params pin test bench lint lock image
+.PHONY: help setup repro show params pin chat review test bench lint lock image
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,18 +48,25 @@ params: setup ## compose params.yaml for RECIPE=v2|v3|v4 and SCALE=demo|full, wi
 	  compose('params.yaml', '$(CURDIR)/conf', None, 'config', '', ['recipe=$(RECIPE)', 'scale=$(SCALE)'])"
 	@echo "params.yaml: recipe $(RECIPE), scale $(SCALE)"
 
+chat: setup ## talk to the trained model in the terminal
+	@python -m tools.chat
+
+review: setup ## let the trained model judge code: make review DIFF=main, or PATHS="src app.py"
+	@python -m tools.review $(if $(PATHS),$(PATHS),--diff $(or $(DIFF),HEAD))
+
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin
 
 test: setup ## unit tests, contracts, and the whole pipeline at a tiny size
 	@python -m pytest
 
-bench: setup ## data stages, near-duplicates, sandbox and generation against their peers (some minutes)
+bench: setup ## data stages, near-duplicates, sandbox, generation and training against their peers (some minutes)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock
 	@python -m bench.nearduplicates
 	@python -m bench.data --peers
 	@python -m bench.sandbox
 	@python -m bench.generate
+	@python -m bench.train
 
 lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.common import decoding, models, suites
+from stages.common import decoding, models, prompts, suites
 from stages.common.errors import run
-from stages.generate import FOLDERS, render
+from stages.generate import FOLDERS
 
 Tokens = list[list[int]]
 Answering = Callable[[Any, Any, list[str], int], Tokens]
@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, tokenizer = models.load(arguments.model)
     tasks = suites.subset(suites.load(suites.HUMANEVAL), {suites.HUMANEVAL.stem: arguments.prompts})
-    texts = [render(tokenizer, task.prompt) for task in tasks]
+    texts = [prompts.render(tokenizer, task.prompt) for task in tasks]
     given = (model, tokenizer, texts, arguments.tokens)
 
     for answer in SIDES.values():

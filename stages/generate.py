@@ -73,14 +73,6 @@ def batches(asked: list[Asked], size: int) -> Iterator[list[Asked]]:
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
-def render(tokenizer: Any, prompt: str) -> str:
-    """The prompt as the model saw prompts in training, up to where its answer begins."""
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    return text
-
-
 def verdict_tokens(tokenizer: Any) -> tuple[int, int]:
     """The first tokens of the two verdicts; raises PipelineError where they are the same."""
     vulnerable, safe = (
@@ -101,7 +93,7 @@ def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GeneratePara
     if drawn:
         keys = [f"{chosen.seed} {task.id} {sample}" for task, sample in batch]
         pick = decoding.sampled(keys, chosen.temperature)
-    texts = [render(tokenizer, task.prompt) for task, _ in batch]
+    texts = [prompts.render(tokenizer, task.prompt) for task, _ in batch]
     limit = chosen.max_new_tokens[kind]
     replies = decoding.answer(model, tokenizer, texts, limit, ENDED.get(kind, lambda answer: False), pick)
     rows = []

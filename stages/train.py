@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.common import callbacks, checkpoints, files, finetuning, models, records
-from stages.common.errors import run
+from stages.common.errors import PipelineError, run
 from stages.common.finetuning import TrainParams
 from stages.common.params import load
 from stages.common.records import Example
@@ -33,6 +33,7 @@ MIXED = Path("data/mixed")
 ADAPTER = Path("models/sft")
 CURVES = Path("reports/train")
 REPORT = Path("reports/train.json")
+PREFLIGHT = Path("reports/preflight.json")
 PARTIAL = Path(".partial/train")
 
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
@@ -83,7 +84,7 @@ def summary(trainer: "SFTTrainer", chosen: TrainParams, seconds: float) -> files
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": trainable(trainer),
         "device": models.device(),
         "dtype": str(finetuning.dtype(chosen)).removeprefix("torch."),
         "optimizer": str(trainer.args.optim.value),
@@ -119,7 +120,7 @@ def fine_tune(chosen: TrainParams) -> None:
     point, spent, counted = resumed(kept)
     if point:
         print(f"train: goes on from {point}")
-    asked = finetuning.in_turn(valid, chosen.probe.prompts)
+    asked = finetuning.probed(valid, chosen.probe)
     rows = {kind: len(examples) for kind, examples in finetuning.by_kind(valid).items()}
     best = kept / "best" if valid and chosen.validation.patience else None
     with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:
@@ -144,6 +145,7 @@ def fine_tune(chosen: TrainParams) -> None:
             files.read_json(BASE / "manifest.json")["uri"],
             reactions,
         )
+        check_preflight(trainer)
         trainer._total_train_tokens = counted  # a resumed trainer counts from 0
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(point) if point else None)
@@ -158,8 +160,23 @@ def fine_tune(chosen: TrainParams) -> None:
         tokens.save_pretrained(folder)
         files.write_rows(log / "probe.jsonl", callbacks.probed(trainer.state.log_history, asked))
     files.write_json(REPORT, report)
-    shutil.rmtree(kept)
+    checkpoints.clear(kept)
     print(f"train: loss {report['loss']:.3f}, {report['tokens']:,} tokens in {report['seconds']:,} s")
+
+
+def check_preflight(trainer: "SFTTrainer") -> None:
+    """Raise PipelineError unless preflight has seen the training that is about to begin."""
+    seen = files.read_json(PREFLIGHT).get("trainable_parameters")
+    found = trainable(trainer)
+    if found != seen:
+        raise PipelineError(
+            f"{PREFLIGHT}: trainable_parameters: {seen}; expected {found} (run preflight again)"
+        )
+
+
+def trainable(trainer: "SFTTrainer") -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
 
 
 def validation(trainer: "SFTTrainer", rows: dict[str, int], best: bool) -> files.Row:

@@ -259,7 +259,7 @@ def small(params: dict[str, Any], model: Path) -> dict[str, Any]:
     params["base"] |= {"uri": f"file:{model}", "pad_token": None}
     params["mix"] |= {"rows": 40, "valid_share": 0.1}
     params["train"] |= {"epochs": 1, "batch_size": 4, "accumulation": 1, "max_length": 2048}
-    params["train"] |= {"logging_steps": 2}
+    params["train"] |= {"probe": {"steps": 2, "prompts": 2, "max_new_tokens": 4}}
     params["export"] |= {"parity_prompts": 2, "min_agreement": 0.0}
     params["generate"]["max_new_tokens"] = dict.fromkeys(params["generate"]["max_new_tokens"], 8)
     params["generate"] |= {"batch_size": 8, "limits": dict.fromkeys([*suites, "humaneval"], 4)}

@@ -6,9 +6,13 @@
         assert done[0]["status"] == 0                                 # HF_ENDPOINT is read at import
 
 Repositories are named as in URIs: `datasets/<owner>/<name>`, or `<owner>/<name>` for a model. Large files lie
-on a second address, as on the real Hub, to which no token may be sent.
+on a second address, as on the real Hub, to which no token may be sent. With `writers` it takes uploads, too:
+
+    with Hub({}, writers={"hf_writer": "owner"}) as hub: ...  # that token may write to what is the owner's
+    assert hub.history == [("owner/name", ["README.md"])]     # a commit each, with the paths it changed
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -57,9 +61,15 @@ class Answer:
 class Hub:
     """The server; a context manager. `log` holds every request: method, path with query, headers."""
 
-    def __init__(self, repos: TREE, private: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, repos: TREE, private: dict[str, str] | None = None, writers: dict[str, str] | None = None
+    ) -> None:
         self.repos = repos
         self.private = private or {}  # repository to the token that may read it
+        self.writers = writers or {}  # token to the owner of the repositories that it may write to
+        self.objects: dict[str, bytes] = {}  # large files that were uploaded, by their digest
+        self.made: list[dict[str, Any]] = []  # repositories that were made, as they were asked for
+        self.history: list[tuple[str, list[str]]] = []  # commits that were sent: repository, changed paths
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, dict[str, str]]] = []
         self.commits: dict[tuple[str, str], str] = {}
@@ -187,16 +197,33 @@ def handler(hub: Hub, large: bool) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self.reply()
 
+        def do_PUT(self) -> None:
+            self.reply()
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
         def reply(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            sent = self.body()
             headers = {name.lower(): value for name, value in self.headers.items()}
             hub.log.append((self.command, self.path, headers))
             fault = hub.fault(self.command, self.path)
             time.sleep(fault.delay if fault else 0)
             if fault and fault.status:
                 answer = Answer(fault.status, fault.headers, fault.body)
+            elif large and self.command == "PUT":
+                answer = kept(hub, self.path, headers, sent)
             elif large:
                 answer = stored(hub, self.path, headers)
+            elif self.command == "POST" and (write := WRITE.fullmatch(urlsplit(self.path).path)):
+                answer = written(hub, write, headers, sent)
             else:
                 answer = answered(hub, self.path, headers, sent)
             body = answer.body[: len(answer.body) - fault.short] if fault else answer.body
@@ -313,3 +340,93 @@ def told(question: str, name: str, tree: dict[str, bytes], commit: str, sent: by
     else:
         return refused(404, "NotFound", "No such page")
     return Answer(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
+
+
+# Uploads. ------------------------------------------------------------------------------------------------
+
+# What is asked to write: /api/repos/create, /api/validate-yaml; preupload and commit of a model at main; and
+# which of its large files are missing.
+WRITE = re.compile(
+    r"/api/(?P<what>repos/create|validate-yaml)|/api/models/(?P<model>[^/]+/[^/]+)/(?P<step>preupload|commit)/main"
+    r"|/(?P<lfs>[^/]+/[^/]+)\.git/info/lfs/objects/batch"
+)
+
+
+def told_as(found: Any, status: int = 200) -> Answer:
+    return Answer(status, {"Content-Type": "application/json"}, json.dumps(found).encode())
+
+
+def written(hub: Hub, asked: re.Match[str], headers: dict[str, str], sent: bytes) -> Answer:
+    """What the Hub says to one step of an upload."""
+    token = headers.get("authorization", "").removeprefix("Bearer ")
+    if token not in hub.writers:
+        return refused(401, "Unauthorized", "Invalid username or password.")
+    if asked["what"] == "validate-yaml":
+        good = json.loads(sent)["content"].startswith("---\n")
+        error = {"message": "metadata is missing"}
+        return told_as({"errors": [] if good else [error], "warnings": []}, 200 if good else 400)
+    given = json.loads(sent) if asked["step"] != "commit" else {}
+    repo = asked["model"] or asked["lfs"] or f"{given['organization']}/{given['name']}"
+    if hub.writers[token] != repo.partition("/")[0]:
+        return refused(403, "Forbidden", "You don't have the rights to write here")
+    if asked["what"]:
+        if repo in hub.repos:
+            found = {"error": "You already created this model repo", "url": f"{hub.endpoint}/{repo}"}
+            return told_as(found, 409)
+        hub.made.append(given)
+        hub.repos[repo] = {"main": {}}
+        return told_as({"url": f"{hub.endpoint}/{repo}"})
+    if repo not in hub.repos:
+        return refused(404, "RepoNotFound", "Repository not found")
+    if asked["step"] == "preupload":
+        return told_as({"files": [awaited(hub.repos[repo]["main"], one["path"]) for one in given["files"]]})
+    if asked["lfs"]:
+        return told_as({"objects": [missing(hub, one) for one in given["objects"]]})
+    return committed(hub, repo, sent)
+
+
+def awaited(tree: dict[str, bytes], path: str) -> dict[str, Any]:
+    """How a file is to be sent, and its digest where it is there."""
+    large = path.endswith(LARGE)
+    digest = None if path not in tree else sha256(tree[path]) if large else git_blob(tree[path])
+    return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": digest}
+
+
+def missing(hub: Hub, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Where a large file is to be put, unless it is there."""
+    if wanted["oid"] in hub.objects:
+        return wanted
+    href = f"{hub.storage}/put/{wanted['oid']}?Signature=signed-address"
+    return {**wanted, "actions": {"upload": {"href": href}}}
+
+
+def kept(hub: Hub, path: str, headers: dict[str, str], sent: bytes) -> Answer:
+    """A large file that is put where the Hub said; to this address no token may go."""
+    digest = urlsplit(path).path.rsplit("/", 1)[-1]
+    if "authorization" in headers or sha256(sent) != digest:
+        return Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+    hub.objects[digest] = sent
+    return Answer(200, {"ETag": f'"{digest[:32]}"'})
+
+
+def committed(hub: Hub, repo: str, sent: bytes) -> Answer:
+    """Put all the files of a commit into the tree, or none."""
+    tree = dict(hub.repos[repo]["main"])
+    changed = []
+    for line in filter(None, sent.split(b"\n")):
+        one = json.loads(line)
+        if one["key"] == "file":
+            tree[one["value"]["path"]] = base64.b64decode(one["value"]["content"])
+        elif one["key"] == "lfsFile":
+            tree[one["value"]["path"]] = hub.objects[one["value"]["oid"]]
+        else:
+            assert one["key"] == "header", one
+            continue
+        changed.append(one["value"]["path"])
+    hub.repos[repo]["main"] = tree
+    hub.commits.pop((repo, "main"), None)
+    hub.history.append((repo, sorted(changed)))
+    commit = hub.commit(repo, "main")
+    return told_as(
+        {"success": True, "commitOid": commit, "commitUrl": f"{hub.endpoint}/{repo}/commit/{commit}"}
+    )

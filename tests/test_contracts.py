@@ -191,7 +191,7 @@ def test_committed_parameters_are_the_default_recipe_at_demo_scale() -> None:
 
 # 4. Files are exact. -----------------------------------------------------------------------------------
 
-DATA_STAGES = ("fetch", "filter", "convert", "mix", "score", "report")
+DATA_STAGES = ("fetch", "filter", "convert", "mix", "score", "report", "publish")
 LIBRARIES = {"torch", "transformers", "trl", "peft", "datasets", "pandas"}
 
 
@@ -405,7 +405,7 @@ def written(stage: str) -> list[tuple[str, bool]]:
     repeated = PIPELINE[stage].get("foreach", [""])
     items = VALUES[repeated[2:-1]] if isinstance(repeated, str) else repeated
     found = []
-    for entry in definition(stage)["outs"] + definition(stage).get("metrics", []):
+    for entry in definition(stage).get("outs", []) + definition(stage).get("metrics", []):
         path, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         found += [(re.sub(r"\$\{(key|item)\}", item, path), options.get("cache", True)) for item in items]
     return found

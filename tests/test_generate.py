@@ -139,7 +139,7 @@ def test_every_task_is_answered_once(limits: dict[str, int], ids: list[str], ask
 
 def test_a_prompt_ends_where_the_answer_begins(asked: Project) -> None:
     _, tokenizer = models.load(asked.root / "models/base")
-    asked_text = generate.render(tokenizer, "Say hello.")
+    asked_text = prompts.render(tokenizer, "Say hello.")
     assert asked_text == "<|im_start|>user\nSay hello.<|im_end|>\n<|im_start|>assistant\n"
     learned = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}],
@@ -188,7 +188,7 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
         {
             "id": "p0/vulnerable",
             **common,
-            "prompt": generate.render(tokenizer, batch[0][0].prompt),
+            "prompt": prompts.render(tokenizer, batch[0][0].prompt),
             "completion": "SAFE",
             "new_tokens": len(said[0]) + 1,
             "ended": "stop",
@@ -197,7 +197,7 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
         {
             "id": "p0/fixed",
             **common,
-            "prompt": generate.render(tokenizer, batch[1][0].prompt),
+            "prompt": prompts.render(tokenizer, batch[1][0].prompt),
             "completion": "VULNERABLE CWE-8",
             "new_tokens": len(said[1]),
             "ended": "length",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Project, write_rows
-from test_train import EXAMPLES, settings
+from test_train import EXAMPLES, prepare
 
 from stages import train
 from stages.common import checkpoints
@@ -91,11 +91,10 @@ def prepared(root: Path, model: Path, **changes: Any) -> Project:
     """A project in which the tiny model is to be trained for 16 steps, with a checkpoint after each."""
     root.mkdir()
     project = Project(root)
-    project.base(model)
     validation = {"steps": 4, "patience": None}
     changes = {"epochs": 8, "save_steps": 1, "keep": 2, "validation": validation, **changes}
     changes |= {"probe": {"steps": 5, "prompts": 2, "max_new_tokens": 4}}
-    project.params(train=settings(**changes))
+    prepare(project, model, **changes)
     write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * 2))
     write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:3]))
     return project
@@ -225,7 +224,8 @@ def test_a_full_disk_is_told_and_costs_nothing(
     assert nursery.train(project.root, "FULL") == 2
     assert "expected a writable folder with room for a checkpoint" in log(project.root)
     assert "Traceback" not in log(project.root)
-    assert not (project.root / "models/sft").exists() and not list((project.root / "reports").iterdir())
+    assert not (project.root / "models/sft").exists()
+    assert [path.name for path in (project.root / "reports").iterdir()] == ["preflight.json"]
     assert nursery.train(project.root) == 0
     assert outputs(project.root) == outputs(whole)
 

@@ -13,8 +13,15 @@ from conftest import Clone, composed, read_rows, read_yaml, write_yaml
 pytestmark = pytest.mark.smoke
 
 SOURCES = ["coding", "error_handling", "fixes", "preferences"]
-AFTER_TRAIN = {"export", "generate@tuned", "score@tuned", "report"}
-AFTER_MIX = {"mix", "train", "score@base", *AFTER_TRAIN}  # both scores tell trained CWEs from others
+REPORTED = {"report", "publish"}
+AFTER_TRAIN = {"export", "generate@tuned", "score@tuned", *REPORTED}
+AFTER_MIX = {
+    "mix",
+    "preflight",
+    "train",
+    "score@base",
+    *AFTER_TRAIN,
+}  # both scores tell trained CWEs from others
 MODELS = ("base", "tuned")
 
 
@@ -172,9 +179,9 @@ def every(stage: str, sources: list[str] = SOURCES) -> set[str]:
     return {f"{stage}@{source}" for source in sources}
 
 
-EVALUATION = {"generate@base", "generate@tuned", "score@base", "score@tuned", "report"}
+EVALUATION = {"generate@base", "generate@tuned", "score@base", "score@tuned", *REPORTED}
 PARAMETERS = [
-    ("train.learning_rate", 0.002, {"train"}, {"train", *AFTER_TRAIN}),
+    ("train.learning_rate", 0.002, {"preflight", "train"}, {"preflight", "train", *AFTER_TRAIN}),
     (
         "filter.fixes.checks.length",
         1999,
@@ -185,17 +192,18 @@ PARAMETERS = [
     ("mix.sources.fixes", 0.5, {"mix"}, AFTER_MIX),
     ("export.parity_prompts", 3, {"export"}, AFTER_TRAIN),
     ("generate.batch_size", 4, {"generate@base", "generate@tuned"}, EVALUATION),
-    ("score.cpu_seconds", 11, {"score@base", "score@tuned"}, {"score@base", "score@tuned", "report"}),
+    ("score.cpu_seconds", 11, {"score@base", "score@tuned"}, {"score@base", "score@tuned", *REPORTED}),
+    ("publish.artifact", "adapter", {"publish"}, {"publish"}),
     ("base.licence", "MIT", {"base"}, {"base", *EVALUATION, *AFTER_MIX} - {"mix"}),
 ]
 CODE = [
     ("stages/convert.py", every("convert"), every("convert") | AFTER_MIX),
     ("stages/common/chunks.py", every("filter"), every("filter") | every("convert") | AFTER_MIX),
-    ("stages/common/card.py", {"mix"}, AFTER_MIX),
-    ("stages/report.html", {"report"}, {"report"}),
+    ("stages/common/card.py", {"mix", "publish"}, AFTER_MIX),
+    ("stages/report.html", {"report"}, REPORTED),
     ("stages/common/jail.py", every("filter") | {"score@base", "score@tuned"}, None),
-    ("stages/common/uris.py", every("fetch", [*SOURCES, "humaneval"]) | {"base"}, None),
-    ("data/benchmarks/reference.jsonl", {"mix", *EVALUATION} - {"report"}, AFTER_MIX | EVALUATION),
+    ("stages/common/uris.py", every("fetch", [*SOURCES, "humaneval"]) | {"base", "publish"}, None),
+    ("data/benchmarks/reference.jsonl", {"mix", *EVALUATION} - REPORTED, AFTER_MIX | EVALUATION),
 ]
 
 

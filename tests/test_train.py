@@ -12,7 +12,7 @@ import pytest
 from conftest import Project, chosen, composed, write_rows
 from ruamel.yaml import YAML
 
-from stages.common import callbacks, finetuning, prompts
+from stages.common import callbacks, files, finetuning, memory, prompts
 from stages.common.errors import PipelineError
 from stages.common.params import validate
 from stages.common.records import Example, to_row
@@ -44,6 +44,21 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {**chosen("train"), **small, **changes}
 
 
+def prepare(project: Project, model: Path, **changes: Any) -> None:
+    """Put a base model, parameters and a preflight that fits them into a project."""
+    from transformers import AutoConfig
+
+    project.base(model)
+    values = settings(**changes)
+    project.params(train=values)
+    try:
+        wanted = validate(values, "train", finetuning.TrainParams)
+    except PipelineError:  # what the run itself is to say
+        return
+    count = memory.trained(memory.skeleton(AutoConfig.from_pretrained(model)), wanted)
+    files.write_json(project.root / "reports/preflight.json", {"trainable_parameters": count})
+
+
 class Run:
     """One run of `main`: its trainer, and where its files lie."""
 
@@ -68,8 +83,7 @@ def trained(root: Path, model: Path, repeat: int = 1, valid: int = 2, **changes:
 
     root.mkdir(exist_ok=True)
     project = Project(root)
-    project.base(model)
-    project.params(train=settings(**changes))
+    prepare(project, model, **changes)
     write_rows(root / "data/mixed/train.jsonl", map(to_row, EXAMPLES * repeat))
     write_rows(root / "data/mixed/valid.jsonl", map(to_row, EXAMPLES[:valid]))
     seen = []
@@ -351,8 +365,9 @@ def test_probes_show_what_the_model_answers_meanwhile(run: Run) -> None:
 def test_probes_ask_every_kind_in_turn() -> None:
     kinds = ["write", "write", "detect_safe", "detect_vulnerable", "fix"]
     examples = [replace(EXAMPLES[0], id=f"{number}", kind=kind) for number, kind in enumerate(kinds)]
-    assert [one.id for one in finetuning.in_turn(examples, 4)] == ["2", "4", "0", "3"]
-    assert finetuning.in_turn([], 4) == []
+    wanted = finetuning.ProbeParams(steps=1, prompts=4, max_new_tokens=1)
+    assert [one.id for one in finetuning.probed(examples, wanted)] == ["2", "4", "0", "3"]
+    assert finetuning.probed([], wanted) == []
 
 
 def test_a_training_that_fails_is_stopped(tmp_path: Path, tiny_model: Path) -> None:
@@ -392,6 +407,19 @@ def test_scoring_answers_alone_gives_the_same_loss(run: Run, monkeypatch: pytest
     assert asked, "TRL no longer asks the function that score_answers_only replaces"
     assert run.answers_only
     assert float(alone) == pytest.approx(float(every), rel=1e-5)
+
+
+def test_without_a_preflight_that_fits_there_is_no_training(project: Project, tiny_model: Path) -> None:
+    prepare(project, tiny_model)
+    path = project.root / "reports/preflight.json"
+    write_rows(project.root / "data/mixed/train.jsonl", map(to_row, EXAMPLES))
+    write_rows(project.root / "data/mixed/valid.jsonl", [])
+    files.write_json(path, {"trainable_parameters": TRAINABLE - 1})
+    with pytest.raises(PipelineError, match=rf"trainable_parameters: {TRAINABLE - 1}; expected {TRAINABLE}"):
+        project.run("train")
+    path.unlink()
+    with pytest.raises(PipelineError, match=r"reports/preflight\.json: not found"):
+        project.run("train")
 
 
 # Errors. -----------------------------------------------------------------------------------------------

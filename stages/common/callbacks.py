@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common import checkpoints, files
+from stages.common import checkpoints, files, prompts
 from stages.common.errors import PipelineError
 from stages.common.finetuning import ProbeParams
 from stages.common.records import Example
@@ -192,12 +192,7 @@ def probe(asked: list[Example], chosen: ProbeParams, tokens: Any, dtype: "torch.
     """Every so many steps, answers the prompts greedily and adds what it says to the log history."""
     import torch
 
-    texts = [
-        tokens.apply_chat_template(
-            [{"role": "user", "content": example.prompt}], tokenize=False, add_generation_prompt=True
-        )
-        for example in asked
-    ]
+    texts = [prompts.render(tokens, example.prompt) for example in asked]
     given = tokens(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
 
     def answers(model: Any) -> list[str]:

@@ -100,6 +100,13 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path)
 
 
+def clear(folder: Path) -> None:
+    """Remove a run's folder with all its checkpoints."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
 @contextmanager
 def storage(folder: Path) -> Iterator[None]:
     """Turn what writing to a full or read-only disk raises, in three libraries, into a PipelineError."""

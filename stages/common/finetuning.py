@@ -129,10 +129,10 @@ def by_kind(examples: list[Example]) -> dict[str, list[Example]]:
     }
 
 
-def in_turn(examples: list[Example], count: int) -> list[Example]:
-    """The first examples of every kind in turn, `count` in all."""
+def probed(examples: list[Example], chosen: ProbeParams) -> list[Example]:
+    """The examples that probes ask: the first of every kind in turn."""
     rounds = zip_longest(*by_kind(examples).values())
-    return [example for one in rounds for example in one if example][:count]
+    return [example for one in rounds for example in one if example][: chosen.prompts]
 
 
 def tokenizer(base: Path, chosen: TrainParams) -> Any:

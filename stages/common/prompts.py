@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 # The reference's prompt format as a chat template, so that a model folder carries its own format.
 ALPACA = (
@@ -150,3 +151,11 @@ def code_block(answer: str) -> str:
     """The first fenced block of an answer, to the end if its fence stays open; without a fence all of it."""
     match = BLOCK.search(answer)
     return match[3].removesuffix("\n") if match else answer
+
+
+def render(tokenizer: Any, prompt: str) -> str:
+    """The prompt as the model saw prompts in training, up to where its answer begins."""
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return text
