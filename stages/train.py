@@ -120,7 +120,7 @@ def fine_tune(chosen: TrainParams) -> None:
     point, spent, counted = resumed(kept)
     if point:
         print(f"train: goes on from {point}")
-    asked = finetuning.probed(valid, chosen.probe)
+    asked = finetuning.probed(valid, chosen)
     rows = {kind: len(examples) for kind, examples in finetuning.by_kind(valid).items()}
     best = kept / "best" if valid and chosen.validation.patience else None
     with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:

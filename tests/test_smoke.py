@@ -265,7 +265,7 @@ def spoil_field(clone: Clone) -> None:
 def spoil_parameter(clone: Clone) -> None:
     values = read_yaml(clone.params)
     values["mix"]["speed"] = 1
-    values["train"]["lora"]["rank"] = 0
+    values["train"]["adapter"]["rank"] = 0
     write_yaml(clone.params, values)
 
 
@@ -283,7 +283,11 @@ def spoil_parameter(clone: Clone) -> None:
             r"data/filtered/fixes\.jsonl:1: keys .*answer.*expected .*output",
         ),
         (spoil_parameter, ["mix"], r"mix\.speed: 1; expected no such key.*params\.yaml"),
-        (spoil_parameter, ["train"], r"train\.lora\.rank: 0; expected greater than or equal to 1 \(params"),
+        (
+            spoil_parameter,
+            ["preflight"],
+            r"train\.adapter\.rank: 0; expected greater than or equal to 1 \(params",
+        ),
         (lambda clone: None, ["fetch", "nowhere"], r"fetch\.nowhere: no group 'nowhere'; found .*coding"),
     ],
     ids=["row", "field", "parameter", "nested parameter", "source"],

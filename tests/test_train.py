@@ -307,10 +307,10 @@ def test_other_methods_learn_and_can_be_loaded_again(
     [
         (
             {"method": "prompt", "virtual_tokens": 4, "rank": 8},
-            r"train\.adapter\.prompt\.rank: 8; expected no such",
+            r"train\.adapter\.rank: 8; expected no such",
         ),
-        ({"method": "full", "dropout": 0.1}, r"train\.adapter\.full\.dropout: 0\.1; expected no such key"),
-        ({"method": "prefix"}, r"train\.adapter\.prefix\.virtual_tokens: nothing; expected a value"),
+        ({"method": "full", "dropout": 0.1}, r"train\.adapter\.dropout: 0\.1; expected no such key"),
+        ({"method": "prefix"}, r"train\.adapter\.virtual_tokens: nothing; expected a value"),
         ({"method": "bottleneck"}, r"train\.adapter: .*expected .*'dora'"),
     ],
 )
@@ -365,7 +365,8 @@ def test_probes_show_what_the_model_answers_meanwhile(run: Run) -> None:
 def test_probes_ask_every_kind_in_turn() -> None:
     kinds = ["write", "write", "detect_safe", "detect_vulnerable", "fix"]
     examples = [replace(EXAMPLES[0], id=f"{number}", kind=kind) for number, kind in enumerate(kinds)]
-    wanted = finetuning.ProbeParams(steps=1, prompts=4, max_new_tokens=1)
+    probe = {"steps": 1, "prompts": 4, "max_new_tokens": 1}
+    wanted = validate(settings(probe=probe), "train", finetuning.TrainParams)
     assert [one.id for one in finetuning.probed(examples, wanted)] == ["2", "4", "0", "3"]
     assert finetuning.probed([], wanted) == []
 
@@ -446,7 +447,7 @@ def test_a_base_without_a_chat_template_is_refused(project: Project, tiny_model:
         ({"loss": "answers"}, r"train\.loss: 'answers'; expected 'completion' or 'full'"),
         (
             {"adapter": {"method": "lora", "rank": 0, "alpha": 1, "dropout": 0.0, "targets": ["q_proj"]}},
-            r"train\.adapter\.lora\.rank: 0; ",
+            r"train\.adapter\.rank: 0; ",
         ),
         ({"speed": 1}, r"train\.speed: 1; expected no such key"),
     ],

@@ -129,10 +129,10 @@ def by_kind(examples: list[Example]) -> dict[str, list[Example]]:
     }
 
 
-def probed(examples: list[Example], chosen: ProbeParams) -> list[Example]:
+def probed(examples: list[Example], chosen: TrainParams) -> list[Example]:
     """The examples that probes ask: the first of every kind in turn."""
     rounds = zip_longest(*by_kind(examples).values())
-    return [example for one in rounds for example in one if example][: chosen.prompts]
+    return [example for one in rounds for example in one if example][: chosen.probe.prompts]
 
 
 def tokenizer(base: Path, chosen: TrainParams) -> Any:

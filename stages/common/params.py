@@ -39,7 +39,7 @@ def validate(values: object, group: str, cls: type[T], path: Path = FILE) -> T:
         return TypeAdapter(cls).validate_json(json.dumps(plain(values, group, path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join([group, *(str(part) for part in first["loc"])])
+        key = ".".join([group, *_place(first["loc"], values)])
         found = "nothing" if first["type"].startswith("missing") else repr(first["input"])
         raise PipelineError(f"{key}: {found}; expected {_expectation(first)} ({path})") from None
     except (TypeError, ValueError) as error:
@@ -59,6 +59,20 @@ def plain(value: object, key: str, path: Path) -> object:
     if value is not None and not isinstance(value, str | int | float):
         raise PipelineError(f"{key}: {value}; expected text, a number, a list or a mapping ({path})")
     return value
+
+
+def _place(location: tuple[int | str, ...], values: object) -> list[str]:
+    """Where an error lies, by the keys of the file; pydantic names the chosen one of several classes, too."""
+    found = []
+    for number, part in enumerate(location, 1):
+        if isinstance(values, Mapping) and part not in values and number < len(location):
+            continue
+        found.append(str(part))
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+    return found
 
 
 def _expectation(error: Mapping[str, Any]) -> str:
