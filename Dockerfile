@@ -15,14 +15,14 @@
 
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04@sha256:14d94b039cb94bbd5da559f303b46bc4b0d5d6c24ab1a9d7b186e566ed3400dc
 
-# git: DVC's experiments and diffs. gcc and the headers: Triton compiles a small launcher on its first use of
+# git: DVC's experiments and diffs. nodejs: runs answers in JavaScript, in the sandbox. gcc and the headers: Triton compiles a small launcher on its first use of
 # the GPU, and TRL's loss is a Triton kernel there. One layer, so that the package lists are in none.
 # Versions: the digest above pins the release, and Ubuntu's archive drops old builds, so a pinned
 # version would soon stop this file from building instead of making it repeatable.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates gcc git libc6-dev make python3 python3-dev python3-venv \
+        ca-certificates gcc git libc6-dev make nodejs python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 # The slow layer, before the code: it is built again only when a lock changes. The environment lies outside

@@ -624,22 +624,24 @@ def test_constant_code_scores_nothing(suite, answer):
         ("", False),
     ],
 )
-def test_javascript_is_judged_by_its_tree(answer, handled):
+def test_javascript_is_judged_by_its_tree_where_there_is_no_node(answer, handled, monkeypatch):
+    monkeypatch.setattr(sandbox, "node", lambda: None)
     task = code(language="javascript", entry_point="load", test="never run", fault_test="never run")
     found = judging.judge(task, answer, LIMITS)
     assert (found["passed"], found["checks"]) == (handled, {"handled": handled})
     assert found["reason"].startswith("the fault is handled" if handled else "handled: "), found["reason"]
 
 
-def test_javascript_without_a_named_function_needs_one():
+def test_javascript_without_a_named_function_needs_one(monkeypatch):
+    monkeypatch.setattr(sandbox, "node", lambda: None)
     task = code(language="javascript", entry_point=judging.ANY)
     assert judging.judge(task, "const f = (x) => g(x).catch(report);", LIMITS)["passed"]
     assert not judging.judge(task, "try { g(); } catch (e) { report(e); }", LIMITS)["passed"]
 
 
-# Right answers that the syntax tree of JavaScript does not show to be right: events.once, Promise.allSettled
-# and `for await` hand a fault on without a word of it.
-REFUSED = {"error_handling/73", "error_handling/74", "error_handling/81"}
+# Right answers that the syntax tree of JavaScript, all that is read without node, does not show to be right:
+# events.once, Promise.allSettled and `for await` hand a fault on without a word of it.
+REFUSED = set() if sandbox.node() else {"error_handling/73", "error_handling/74", "error_handling/81"}
 
 
 def test_judge_agrees_with_people_on_repairs():
@@ -1040,8 +1042,8 @@ def test_main_judges_in_order_and_repeats_itself(project):
         ([EXPLANATION], [{"id": "e/1", "completion": "CWE-120"}], {"kind": "explanation", "passed": 1}),
         ([REFERENCE], [{"id": "r/1", "completion": "Not unsafe."}], {"kind": "reference", "passed": 1}),
         (
-            [{**CODE, "language": "javascript"}],
-            [{"id": "c/1", "completion": "const f = (x) => g(x).catch(h);"}],
+            [{**CODE, "language": "javascript", "test": "assert.strictEqual(f(2), 4);"}],
+            [{"id": "c/1", "completion": "const f = (x) => { if (!x) throw new Error('0'); return 2 * x; };"}],
             {"kind": "code", "passed": 1},
         ),
     ],

@@ -1,8 +1,11 @@
-"""The sandbox's server: a clean, single-threaded interpreter that forks a confined process for each run.
+"""The sandbox's server: a clean, single-threaded interpreter that forks confined processes for each run.
 
-Started by `stages.common.sandbox` with a Unix socket, on which it receives a JSON request and descriptors at
-a time. It never reads a program, a test or an answer itself, so none is left in the memory of the next run.
-Standard library only.
+Started by `stages.common.sandbox` with a Unix socket, on which it receives a run's kind and descriptors at a
+time. It never reads a program, a test or an answer itself, so none is left in the memory of the next run.
+
+Most of a run's cost is the copying of memory pages that a forked interpreter writes to, if only to count a
+reference. So what all runs have in common, their limits too, is made ready before the first fork, and a
+run's second process is forked before the first has written to much. Standard library only.
 """
 
 import collections
@@ -22,6 +25,7 @@ import string
 import sys
 import time
 import typing
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -43,27 +47,42 @@ LOADED = (
 PAUSE = 0.02  # seconds between looks at what the kernel does not bound
 REASON = 200  # characters of a reason
 GONE = "the parent is gone"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one run is given."""
-
-    kind: str  # "run" or "judge"
-    scratch: str
-    limits: dict[str, int]
-    wall: float
-    place: "Place"
+LOADER = "/lib64/ld-linux-x86-64.so.2"  # starts every program that is linked dynamically
+NODE_FLAGS = ("--no-warnings", "--no-addons", "--experimental-vm-modules", "--v8-pool-size=1")
+HEAP = 0.75  # share of node's memory that JavaScript's objects may take; buffers and the engine need some
+HUNG_UP = 3  # node's status when the other side is gone (javascript.js)
 
 
 @dataclass(frozen=True)
 class Place:
     """What all runs of a server have in common."""
 
-    user: tuple[int, int]
+    scratch: str
+    readable: list[str]
+    node: str  # its path, "" without it
+    limits: dict[str, int]
+    wall: float
     namespaces: bool
-    readable: list[tuple[int, bytes]]  # rules of Landlock
-    beside: int | None  # processes that count as the run's own but are not; None where all of a user's do
+    beside: int | None  # threads of the same user that are not the run's; None where they are not known
+    rules: int  # Landlock's, a descriptor
+    untouched: int  # when the scratch folder was changed last, before any run
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Both sides of the talk of judge and suspect, made before there is anything to say."""
+
+    judge: remote.Peer
+    offered: dict[str, Any]  # to the test
+    suspect: remote.Peer
+    serve: Callable[[str, str], NoReturn]
+
+
+def ready() -> Talk:
+    """The talk; each process gives its peer the channel."""
+    judge = remote.Peer(-1, broken=lambda _: os._exit(3), leads=True)
+    suspect = remote.Peer(-1, broken=lambda _: os._exit(3), leads=False)
+    return Talk(judge, remote.judge(judge), suspect, remote.suspect(suspect))
 
 
 def seeded() -> None:
@@ -100,13 +119,6 @@ def close_all_but(kept: list[int]) -> None:
     os.closerange(start, 1 << 20)
 
 
-def settle(scratch: str) -> None:
-    """Make the scratch folder the working, home and temporary folder."""
-    os.chdir(scratch)
-    if os.environ.get("HOME") != scratch:
-        os.environ.update(TMPDIR=scratch, HOME=scratch)
-
-
 def explained(error: BaseException, source: str = "", file: str = "") -> str:
     """An exception's class and text, or the line of the test where it has no text."""
     try:
@@ -125,11 +137,10 @@ def explained(error: BaseException, source: str = "", file: str = "") -> str:
     return ("answer: " if vars(error).get("_answer") else "") + said
 
 
-def enter(request: Request) -> str:
+def enter(place: Place, executes: bool = False) -> str:
     """Enter the jail; returns why it could not be, or nothing."""
-    place = request.place
     try:
-        jail.enter(request.scratch, place.readable, request.limits, place.namespaces)
+        jail.enter(place.rules, place.limits, place.beside, executes)
     except (OSError, ValueError) as error:
         return str(error) or type(error).__name__
     return ""
@@ -142,9 +153,9 @@ def main_module() -> dict[str, Any]:
     return module.__dict__
 
 
-def run_alone(request: Request, answer: int, program: int) -> NoReturn:
+def run_alone(place: Place, answer: int, program: int) -> NoReturn:
     """Run one program to its end; report with the token that it has come there."""
-    if refusal := enter(request):
+    if refusal := enter(place):
         report(answer, error=refusal)
         os._exit(1)
     report(answer, entered=True)
@@ -158,23 +169,22 @@ def run_alone(request: Request, answer: int, program: int) -> NoReturn:
     os._exit(0)
 
 
-def run_suspect(request: Request, channel: int, given: int) -> NoReturn:
+def run_suspect(place: Place, talk: Talk, channel: int, given: int) -> NoReturn:
     """Serve the judge: load the answer and call its functions when asked to."""
     jail.die_with_parent()
-    close_all_but([channel, given, *(descriptor for descriptor, _ in request.place.readable)])
-    peer = remote.Peer(channel, broken=lambda _: os._exit(3), leads=False)
-    refusal = enter(request)
-    remote.send(peer, ["entered", 0, refusal])
+    close_all_but([channel, given, place.rules])
+    talk.suspect.descriptor = channel
+    refusal = enter(place)
+    remote.send(talk.suspect, ["entered", 0, refusal])
     if refusal:
         os._exit(1)
     content = contents(given)
-    remote.suspect(peer, content["answer"], content["entry_point"])
-    os._exit(0)
+    talk.serve(content["answer"], content["entry_point"])
 
 
-def run_judge(request: Request, answer: int, channel: int, given: int, suspect: int) -> NoReturn:
+def run_judge(place: Place, talk: Talk, answer: int, channel: int, given: int, suspect: int) -> NoReturn:
     """Run the test; report whether it came to its end."""
-    if refusal := enter(request):
+    if refusal := enter(place):
         report(answer, error=refusal)
         os._exit(1)
     content = contents(given)
@@ -186,11 +196,11 @@ def run_judge(request: Request, answer: int, channel: int, given: int, suspect: 
             report(answer, error=f"suspect: {reason or 'ended before it was confined'}")
             os._exit(1)
         if not reason:
-            status, reason = ended(suspect, request.limits["cpu_seconds"])
+            status, reason = ended(suspect, place.limits["cpu_seconds"])
         verdict(answer, status, reason)
 
-    peer = remote.Peer(channel, broken, leads=True)
-    offered = remote.judge(peer)
+    peer, offered = talk.judge, talk.offered
+    peer.descriptor, peer.broken = channel, broken
     names = main_module()
     first = remote.receive(peer)  # its own code's, before it has read the answer
     if first[2]:
@@ -212,6 +222,62 @@ def run_judge(request: Request, answer: int, channel: int, given: int, suspect: 
         prefix = f"{part}: " if unread or part == "head" else ""
         verdict(answer, "failed", prefix + explained(error, content[part], file_name))
     verdict(answer, "passed", "")
+
+
+def run_node(place: Place, answer: int, test: int, suspect: int) -> NoReturn:
+    """Run a test and an answer in node, each in a process; report how these ended where the test did not."""
+    rules = jail.ruleset(place.scratch, place.readable, [place.node, LOADER])
+    place = dataclasses.replace(place, rules=rules)
+    ours, theirs = socket.socketpair()
+    sides = [[ours.fileno(), test, answer], [theirs.fileno(), suspect]]
+    processes = []
+    for descriptors in sides:
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            become_node(place, descriptors)
+    ours.close()
+    theirs.close()
+    _, status, used = os.wait4(processes[0], 0)
+    code = os.waitstatus_to_exitcode(status)
+    if by_limit(code, used, place.limits["cpu_seconds"]):
+        verdict(answer, "timeout", "CPU limit")
+    if code == HUNG_UP:
+        verdict(answer, *ended(processes[1], place.limits["cpu_seconds"]))
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def become_node(place: Place, descriptors: list[int]) -> NoReturn:
+    """Enter the jail and become node; `descriptors`: the talk's, the program's, for the judge the report's.
+
+    The judge waits until the suspect is confined before it says that both are.
+    """
+    talk, given, *answer = descriptors
+    jail.die_with_parent()
+    close_all_but([*descriptors, place.rules])
+    content = contents(given)
+    task = os.memfd_create("task")
+    with os.fdopen(os.dup(task), "wb") as file:
+        file.write(json.dumps(content["task"]).encode())
+        file.seek(0)
+    os.setresuid(os.geteuid(), os.geteuid(), os.geteuid())  # or a new program would lose the effective one
+    refusal = enter(place, executes=True)
+    if answer:
+        heard = os.read(talk, 1 << 16)  # one line: node says nothing until it is asked
+        refusal = refusal or (json.loads(heard) if heard else "suspect: ended before it was confined")
+        report(answer[0], **({"error": refusal} if refusal else {"entered": True}))
+    else:
+        os.write(talk, json.dumps(refusal).encode() + b"\n")
+    if refusal:
+        os._exit(1)
+    kept = [talk, task, *answer]
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)
+    flags = [*NODE_FLAGS, f"--max-old-space-size={int(place.limits['memory_bytes'] * HEAP) >> 20}"]
+    flags += ["--disallow-code-generation-from-strings"] if answer else []
+    command = ["node", *flags, "-e", content["program"], *map(str, kept)]
+    os.execve(  # noqa: S606 (in the jail)
+        place.node, command, {"HOME": place.scratch, "TMPDIR": place.scratch, "OPENSSL_CONF": "/dev/null"}
+    )
 
 
 def verdict(descriptor: int, status: str, reason: str) -> NoReturn:
@@ -237,33 +303,34 @@ def ended(child: int, cpu_seconds: int) -> tuple[str, str]:
 
 
 def by_limit(code: int, used: Any, cpu_seconds: int) -> bool:
-    """Whether a process was killed for its CPU time."""
+    """Whether a process was killed for its CPU time.
+
+    The limit counts clock ticks, `used` what really ran: on a busy machine 3 s by the one were as little as
+    2.6 s by the other (measured), and less is possible. Nothing else kills a run that has used half of it.
+    """
     spent = used.ru_utime + used.ru_stime
-    return code in (-signal.SIGXCPU, -signal.SIGKILL) and spent > cpu_seconds - 0.5
+    return code in (-signal.SIGXCPU, -signal.SIGKILL) and spent > cpu_seconds / 2
 
 
-def child(request: Request, descriptors: list[int]) -> NoReturn:
-    """The life of a forked process; `descriptors`: for the report, then a file for each program."""
+def child(kind: str, place: Place, talk: Talk, suspect: int, descriptors: list[int]) -> NoReturn:
+    """The life of a forked process, or two: `suspect` is 0 in the second, and that one's number in the first.
+
+    `descriptors`: the report's, each program's, and both ends of the channel between the two.
+    """
     answer = descriptors[0]
     try:
-        jail.die_with_parent()
-        os.setsid()
-        shared = [descriptor for descriptor, _ in request.place.readable]
-        close_all_but([*descriptors, *shared])
-        if request.place.namespaces:
-            limits = request.limits
-            jail.furnish(request.scratch, request.place.user, limits["disk_bytes"], limits["disk_files"])
-        settle(request.scratch)
         gc.enable()
-        if request.kind == "run":
-            run_alone(request, answer, descriptors[1])
-        ours, theirs = socket.socketpair()
-        suspect = os.fork()
         if suspect == 0:
-            run_suspect(request, theirs.detach(), descriptors[2])
-        theirs.close()
-        os.close(descriptors[2])
-        run_judge(request, answer, ours.detach(), descriptors[1], suspect)
+            run_suspect(place, talk, descriptors[4], descriptors[2])
+        jail.die_with_parent()
+        if kind == "run":
+            close_all_but([*descriptors, place.rules])
+            run_alone(place, answer, descriptors[1])
+        if kind == "node":
+            close_all_but(descriptors)
+            run_node(place, answer, descriptors[1], descriptors[2])
+        close_all_but([answer, descriptors[1], descriptors[3], place.rules])
+        run_judge(place, talk, answer, descriptors[3], descriptors[1], suspect)
     except BaseException as error:  # noqa: BLE001 (told to the parent, which raises it)
         with suppress(OSError):
             report(answer, error=f"{type(error).__name__}: {error}")
@@ -304,21 +371,21 @@ def disk_used(folder: str, most_files: int) -> tuple[int, int]:
     return used, files
 
 
-def beyond(request: Request, process: int) -> str:
+def beyond(place: Place, process: int) -> str:
     """Which limit, of those that the kernel does not keep, is passed."""
-    limits = request.limits
+    limits = place.limits
     if sum(map(threads, descendants(process))) > limits["threads"]:
         return f"more than {limits['threads']} threads"
-    if not request.place.namespaces:
-        used, files = disk_used(request.scratch, limits["disk_files"])
+    if not place.namespaces:
+        used, files = disk_used(place.scratch, limits["disk_files"])
         if used > limits["disk_bytes"] or files > limits["disk_files"]:
             return "too much in the scratch folder"
     return ""
 
 
-def watch(request: Request, process: int, control: socket.socket) -> dict[str, Any]:
+def watch(place: Place, process: int, control: socket.socket) -> dict[str, Any]:
     """Wait for the end of a process and of all that it left; the parent's end is the end of all."""
-    deadline = time.monotonic() + request.wall
+    deadline = time.monotonic() + place.wall
     reason = ""
     poll = select.poll()
     pidfd = os.pidfd_open(process)
@@ -333,7 +400,7 @@ def watch(request: Request, process: int, control: socket.socket) -> dict[str, A
         elif time.monotonic() > deadline:
             reason = "wall"
         else:
-            reason = beyond(request, process)
+            reason = beyond(place, process)
         if reason:
             break
     with suppress(ProcessLookupError):
@@ -346,19 +413,19 @@ def watch(request: Request, process: int, control: socket.socket) -> dict[str, A
     with suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
-    late = by_limit(code, used, request.limits["cpu_seconds"])
+    late = by_limit(code, used, place.limits["cpu_seconds"])
     return {"status": code, "reason": reason or ("CPU" if late else "")}
 
 
-def permitted(scratch: str, readable: list[str], user: tuple[int, int]) -> bool:
+def permitted(hello: dict[str, Any], user: tuple[int, int]) -> bool:
     """Whether namespaces and mounts of one's own are permitted: a child tries."""
     process = os.fork()
     if process == 0:
         try:
-            jail.seclude(scratch, readable, user)
-            inner = jail.fork(namespaces=True)
+            jail.seclude(hello["scratch"], hello["readable"], user)
+            jail.furnish(hello["scratch"], 1 << 20, 16)
+            inner, _ = jail.fork(own=True)
             if inner == 0:
-                jail.furnish(scratch, user, 1 << 20, 16)
                 os._exit(0)
             os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
         except BaseException:  # noqa: BLE001 (the answer is no)
@@ -373,17 +440,58 @@ def settled(hello: dict[str, Any]) -> Place:
     os.sched_setaffinity(0, {hello["cpu"]})
     jail.adopt_orphans()
     alone = jail.hide_identity()
-    namespaces = permitted(scratch, readable, user)
+    if alone:
+        # it asks what the real user may do, where opening a file asks for the effective one
+        os.access = functools.partial(os.access, effective_ids=True)
+    namespaces = permitted(hello, user)
     if namespaces:
         jail.seclude(scratch, readable, user)
+    jail.seal_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     seeded()
     jail.prepared()
-    settle(scratch)
+    jail.prepared(executes=True)
+    del os.environ["LD_BIND_NOW"]
+    os.environ.update(TMPDIR=scratch, HOME=scratch)
     for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
         del sys.modules[name]
-    beside = 0 if namespaces else 1 if alone else None
-    return Place(user, namespaces, [jail.rule(path, jail.READ_ONLY) for path in readable], beside)
+    beside = 1 if namespaces or alone else None  # this server
+    return furnished(
+        Place(
+            scratch,
+            readable,
+            hello["node"],
+            hello["limits"],
+            hello["wall"],
+            namespaces,
+            beside,
+            rules=-1,
+            untouched=0,
+        )
+    )
+
+
+def furnished(place: Place) -> Place:
+    """The place with an empty scratch folder, the working folder from here on, and rules for it."""
+    if place.namespaces:
+        jail.furnish(place.scratch, place.limits["disk_bytes"], place.limits["disk_files"])
+    os.chdir(place.scratch)
+    rules = jail.ruleset(place.scratch, place.readable)
+    return dataclasses.replace(place, rules=rules, untouched=changed(place))
+
+
+def changed(place: Place) -> int:
+    """When something was made or removed in the scratch folder last; no run can set this time."""
+    return os.stat(place.scratch).st_ctime_ns  # noqa: PTH116 (this module starts fast)
+
+
+def cleared(place: Place) -> Place:
+    """The place as it was before a run; without namespaces the parent clears the scratch folder."""
+    if not place.namespaces or (changed(place) == place.untouched and not os.listdir()):  # noqa: PTH208
+        return place
+    os.close(place.rules)
+    jail.clear(place.scratch)
+    return furnished(place)
 
 
 def serve(control: socket.socket) -> None:
@@ -397,6 +505,7 @@ def serve(control: socket.socket) -> None:
         control.send(json.dumps({"error": str(error)}).encode())
         return
     control.send(json.dumps({"namespaces": place.namespaces}).encode())
+    talk = ready()
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -404,21 +513,24 @@ def serve(control: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 3)
         if not message:
             break
-        request = Request(**json.loads(message), place=place)
+        kind = message.decode()
+        if kind == "judge":
+            descriptors += [end.detach() for end in socket.socketpair()]
         try:
-            process = jail.fork(place.namespaces)
+            process, suspect = jail.fork(place.namespaces, pair=kind == "judge")
         except OSError as error:
             report(descriptors[0], error=f"fork: {error}")
             ended = {"status": 1, "reason": ""}
         else:
             if process == 0:
-                child(request, descriptors)
+                child(kind, place, talk, suspect, descriptors)
             ended = {}
         for descriptor in descriptors:
             os.close(descriptor)
-        ended = ended or watch(request, process, control)
+        ended = ended or watch(place, process, control)
         if ended["reason"] == GONE:
             break
+        place = cleared(place)
         control.send(json.dumps(ended).encode())
     with suppress(OSError):  # the parent may have done it
         os.rmdir(name, dir_fd=folder)

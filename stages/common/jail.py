@@ -8,15 +8,18 @@ import os
 import resource
 import signal
 import struct
+from collections.abc import Sequence
 from functools import cache
 
 # Landlock (uapi/linux/landlock.h)
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 ABI_QUERY, PATH_BENEATH = 1, 1
 MINIMUM_ABI = 3  # from here on truncation is handled too (Linux 6.2)
+EXECUTE = 1 << 0
 READ_ONLY = (1 << 2) | (1 << 3)  # read a file, list a folder
 FS_RIGHTS = {3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}  # every right that the ABI knows
 SCRATCH_RIGHTS = ((1 << 15) - 1) & ~(1 << 0)  # all but execution
+FILE_RIGHTS = EXECUTE | (1 << 1) | (1 << 2)  # of these, those that a rule for a file can give: write and read
 NO_TCP = 0b11  # bind and connect (ABI 4)
 SCOPED = 0b11  # abstract Unix sockets and signals of processes outside (ABI 6)
 
@@ -27,22 +30,24 @@ LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_BIT_SET, RETURN = 0x20, 0x15, 0x35, 0
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 EPERM, ENOSYS = 1, 38
 X86_64, X32_BIT, CLONE_THREAD = 0xC000003E, 0x40000000, 0x00010000
-IOCTL, SENDTO, CLONE, FCNTL, CAPSET, CLONE3 = 16, 44, 56, 72, 126, 435
+IOCTL, SENDTO, CLONE, EXECVE, FCNTL = 16, 44, 56, 59, 72
+SETSID, CAPSET, CLONE3 = 112, 126, 435
 
 # namespaces (uapi/linux/sched.h) and mounts (uapi/linux/mount.h)
 NEW_MOUNT, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
-FOR_SERVER, FOR_RUN = NEW_USER | NEW_MOUNT | NEW_IPC | NEW_NET, NEW_USER | NEW_MOUNT | NEW_PID
+FOR_SERVER = NEW_USER | NEW_MOUNT | NEW_IPC | NEW_NET
 PIVOT_ROOT = 155
 UNUSED_USERS = 1 << 30  # far above what systems give to people, and to containers' ranges
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 12, 1 << 14, 1 << 18
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 2, 4, 8, 1 << 10
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
-CAPABILITY_VERSION_3 = 0x20080522
+OWN, NO_CAPABILITY = struct.pack("=Ii", 0x20080522, 0), bytes(24)  # version 3 of the call, this process
 
 DENIED = {
     "network (an anonymous socketpair is left, asyncio needs it)": [
         *(41, 42, 43, 46, 47, 49, 50, 288, 299, 307),
     ],
-    "processes": [57, 58, 59, 322],
+    "processes": [57, 58, EXECVE, 322],
     "leaving the process group, or outliving the parent": [109, 112, 157],
     "identities and capabilities": [105, 106, 113, 114, 116, 117, 119, 122, 123, 126],
     "signals": [62, 129, 200, 234, 297, 424, 434, 438],
@@ -72,6 +77,8 @@ DENIED_COMMANDS = {  # the second argument says what is to be done
 
 libc = ctypes.CDLL(None, use_errno=True)
 locked = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock during a call
+before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Parent
+awake = ctypes.pythonapi.PyOS_AfterFork_Child  # looked up here: a forked process would have to copy more
 
 
 def landlock_abi() -> int:
@@ -86,22 +93,24 @@ def checked(result: int, what: str) -> int:
     return result
 
 
-def fork(namespaces: bool) -> int:
-    """Fork, into fresh user, PID and mount namespaces if wanted; for single-threaded processes.
+def fork(own: bool, pair: bool = False) -> tuple[int, int]:
+    """Fork, into a session and if wanted a PID namespace of the child's own; for single-threaded processes.
 
-    A plain fork and `unshare` would need one process more. Raises OSError where they are not permitted.
+    A child that is to be a `pair` forks at once, before its interpreter has written to any memory that the
+    two would then have to copy. Returns the child's number, 0 in the child, and there the number of the
+    child's own child, 0 in that. Raises OSError where a namespace is not permitted.
     """
-    if not namespaces:
-        return os.fork()
-    ctypes.pythonapi.PyOS_BeforeFork()
-    child = locked.syscall(CLONE, FOR_RUN | signal.SIGCHLD, 0, 0, 0, 0)
+    before_fork()
+    child = locked.syscall(CLONE, signal.SIGCHLD | (NEW_PID if own else 0), 0, 0, 0, 0)
     if child == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0
+        locked.syscall(SETSID)
+        below = locked.syscall(CLONE, signal.SIGCHLD, 0, 0, 0, 0) if pair else -1
+        awake()
+        return 0, below
     error = ctypes.get_errno()
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    after_fork()
     ctypes.set_errno(error)
-    return checked(child, "clone")
+    return checked(child, "clone"), -1
 
 
 def hide_identity() -> bool:
@@ -157,11 +166,15 @@ def seclude(root: str, readable: list[str], user: tuple[int, int]) -> None:
     os.chdir("/")
 
 
-def furnish(scratch: str, user: tuple[int, int], size: int, files: int) -> None:
-    """In namespaces of `fork`: be `user` alone, and mount an empty, bounded file system on `scratch`."""
-    _be(user)
+def furnish(scratch: str, size: int, files: int) -> None:
+    """In namespaces of `seclude`: mount an empty file system of `size` bytes and `files` on `scratch`."""
     options = f"size={size},nr_inodes={files},mode=700"
-    _mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
+    _mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME, options)
+
+
+def clear(scratch: str) -> None:
+    """Take away what `furnish` mounted, with all that lies in it."""
+    checked(libc.umount2(os.fsencode(scratch), MNT_DETACH), "umount")
 
 
 def die_with_parent() -> None:
@@ -169,19 +182,24 @@ def die_with_parent() -> None:
     checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent's death")
 
 
+def seal_memory() -> None:
+    """Let no other process of the same user look into this one's memory, nor its children's."""
+    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+
+
 def adopt_orphans() -> None:
     """Become the parent of descendants whose parent ends, so that all can be waited for."""
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
 
 
-def limit(limits: dict[str, int], beside: int | None) -> None:
+def limit(limits: dict[str, int], beside: int | None, memory: int = resource.RLIMIT_AS) -> None:
     """Set CPU seconds, bytes of memory, bytes per file, open files, and threads; no core dump.
 
     The kernel counts a user's threads. `beside`: how many of these are others', None when that is not known.
     """
     for kind, value in (
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (memory, limits["memory_bytes"]),
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         *([] if beside is None else [(resource.RLIMIT_NPROC, limits["threads"] + beside)]),
@@ -190,25 +208,29 @@ def limit(limits: dict[str, int], beside: int | None) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def rule(path: str, allowed: int) -> tuple[int, bytes]:
-    """A Landlock rule for what lies below a path, or for a file: its open descriptor, and the rule."""
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    if not os.path.isdir(path):  # noqa: PTH112 (this module starts fast)
-        allowed &= (1 << 1) | (1 << 2)
-    return descriptor, struct.pack("=Qi", allowed, descriptor)
+def ruleset(scratch: str, readable: list[str], programs: Sequence[str] = ()) -> int:
+    """The descriptor of Landlock's rules: no TCP, reading what `readable` names, writing below `scratch`.
 
-
-def close_files(scratch: str, readable: list[tuple[int, bytes]]) -> None:
-    """Leave what `readable` allows and writing below `scratch`; nothing else, and no TCP, from here on."""
+    `programs` are files that may be read and executed.
+    """
     abi = landlock_abi()
     attributes = struct.pack("=QQQ", FS_RIGHTS[min(abi, 5)], NO_TCP, SCOPED)
     attributes = attributes[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
-    ruleset = checked(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0), "landlock_create_ruleset")
-    for descriptor, allowed in [rule(scratch, SCRATCH_RIGHTS), *readable]:
-        checked(libc.syscall(ADD_RULE, ruleset, PATH_BENEATH, allowed, 0), "landlock_add_rule")
+    rules = checked(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0), "landlock_create_ruleset")
+    allowances = [(scratch, SCRATCH_RIGHTS), *((path, READ_ONLY) for path in readable)]
+    for path, allowed in [*allowances, *((path, READ_ONLY | EXECUTE) for path in programs)]:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        rights = allowed if os.path.isdir(path) else allowed & FILE_RIGHTS  # noqa: PTH112 (starts fast)
+        rule = struct.pack("=Qi", rights, descriptor)
+        checked(libc.syscall(ADD_RULE, rules, PATH_BENEATH, rule, 0), "landlock_add_rule")
         os.close(descriptor)
-    checked(libc.syscall(RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
-    os.close(ruleset)
+    return rules
+
+
+def close_files(rules: int) -> None:
+    """Leave what a ruleset allows, which is closed, and nothing else from here on."""
+    checked(libc.syscall(RESTRICT_SELF, rules, 0), "landlock_restrict_self")
+    os.close(rules)
 
 
 Instruction = bytes
@@ -241,8 +263,10 @@ CHOSEN = {  # system calls whose arguments decide
 }
 
 
-def decision(number: int) -> tuple[Instruction, ...]:
+def decision(number: int, executes: bool = False) -> tuple[Instruction, ...]:
     """The instructions that decide on a system call."""
+    if executes and number == EXECVE:
+        return (PASS,)
     if number in CHOSEN:
         return tuple(CHOSEN[number])
     return (REFUSE,) if any(number in group for group in DENIED.values()) else (PASS,)
@@ -258,15 +282,16 @@ def _tree(ranges: list[tuple[int, tuple[Instruction, ...]]]) -> list[Instruction
 
 
 @cache
-def seccomp_filter() -> bytes:
+def seccomp_filter(executes: bool = False) -> bytes:
     """The BPF program: refuse what is DENIED with EPERM, new processes too, let threads and the rest pass.
 
+    With `executes` programs pass too, for Landlock to decide on: they stay in the jail.
     A search tree: the kernel runs the program once for every system call when it is installed.
     """
     ranges = [(0, decision(0))]
     for number in range(1, 512):
-        if decision(number) != ranges[-1][1]:
-            ranges.append((number, decision(number)))
+        if decision(number, executes) != ranges[-1][1]:
+            ranges.append((number, decision(number, executes)))
     program = [
         _op(LOAD, 0, 0, 4),  # architecture
         _op(JUMP_EQUAL, 1, 0, X86_64),
@@ -280,32 +305,32 @@ def seccomp_filter() -> bytes:
 
 
 @cache
-def prepared() -> tuple[bytes, object]:
+def prepared(executes: bool = False) -> tuple[bytes, object]:
     """The filter as prctl takes it, and what must stay in memory for that."""
-    code = seccomp_filter()
+    code = seccomp_filter(executes)
     buffer = ctypes.create_string_buffer(code, len(code))
     return struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)), buffer
 
 
-def close_system_calls() -> None:
+def close_system_calls(executes: bool = False) -> None:
     """Install the filter; it holds for good."""
-    checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prepared()[0], 0, 0), "seccomp")
+    checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prepared(executes)[0], 0, 0), "seccomp")
 
 
 def drop_capabilities() -> None:
     """Give up every capability, root's too."""
-    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    checked(libc.syscall(CAPSET, header, bytes(24)), "capset")
+    checked(libc.syscall(CAPSET, OWN, NO_CAPABILITY), "capset")
 
 
-def enter(
-    scratch: str, readable: list[tuple[int, bytes]], limits: dict[str, int], beside: int | None
-) -> None:
-    """Close every door, in the order in which each still can be closed."""
-    limit(limits, beside)
+def enter(rules: int, limits: dict[str, int], beside: int | None, executes: bool = False) -> None:
+    """Close every door, in the order in which each still can be closed; `rules` as `ruleset` gives them.
+
+    One that `executes` may execute what the rules allow. Its memory is what it can write to: an engine of
+    JavaScript reserves much more than it uses.
+    """
+    limit(limits, beside, resource.RLIMIT_DATA if executes else resource.RLIMIT_AS)
     drop_capabilities()
-    checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
-    die_with_parent()
+    seal_memory()
     checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    close_files(scratch, readable)
-    close_system_calls()
+    close_files(rules)
+    close_system_calls(executes)

@@ -1,13 +1,14 @@
 """One answer and its verdict: a judge for each kind of task.
 
-Verdict lines are read strictly; Python is executed in the sandbox, JavaScript read as a syntax tree, of which
-nothing is executed. Keywords decide in the reference's own graders alone.
+Verdict lines are read strictly. Python is executed in the sandbox, and so is JavaScript where the machine has
+node; elsewhere JavaScript is read as a syntax tree, and its rows say so (`by`). Keywords decide in the
+reference's own graders alone.
 """
 
 import re
 from collections.abc import Callable
 
-from stages.common import handling, languages, prompts, sandbox
+from stages.common import handling, javascript, languages, prompts, sandbox
 from stages.common.files import Row
 from stages.common.suites import Task
 
@@ -36,13 +37,17 @@ def judge_code(task: Task, answer: str, limits: sandbox.Limits) -> Row:
     """Whether the code stands every test of the task; each test runs in processes of its own."""
     code = prompts.code_block(answer)
     if task.language == "javascript":
-        return judge_javascript(code, task.entry_point)
+        return judge_javascript(task, code, limits)
     code, tests, entry = completed(task, code), task.checks(), task.entry_point
     if entry == ANY:
         entry, name = "entry", last_function(code)
         code += f"\n\nentry = {name}\n" if name != entry else ""
     head = f"{task.code}\n    pass\n" if task.code else ""
-    found = {name: sandbox.judge(code, test, entry, head, limits) for name, test in tests.items()}
+    return verdict_on({name: sandbox.judge(code, test, entry, head, limits) for name, test in tests.items()})
+
+
+def verdict_on(found: dict[str, sandbox.Outcome]) -> Row:
+    """The verdict on code from the outcome of each test."""
     failed = [(name, outcome) for name, outcome in found.items() if outcome.status != "passed"]
     reason = "; ".join(f"{name}: {outcome.reason or outcome.status}" for name, outcome in failed)
     status = failed[0][1].status if failed else "passed"
@@ -55,7 +60,20 @@ def steady(reason: str) -> str:
     return re.sub(r"0x[0-9a-f]{4,}", "0x", re.sub(r"(?:/[\w.-]+)*/sandbox-\w{8}", ".", reason))
 
 
-def judge_javascript(code: str, entry: str) -> Row:
+def judge_javascript(task: Task, code: str, limits: sandbox.Limits) -> Row:
+    """Whether the code stands every test of the task in node; without node, what its syntax tree shows."""
+    if sandbox.node() is None:
+        return {**judge_tree(code, task.entry_point), "by": "tree"}
+    any_function = task.entry_point == ANY
+    entry = "entry" if any_function else task.entry_point
+    found = {
+        name: javascript.judge(code, test, entry, any_function, limits)
+        for name, test in task.checks().items()
+    }
+    return {**verdict_on(found), "by": "node"}
+
+
+def judge_tree(code: str, entry: str) -> Row:
     """Whether the code defines its function and handles a fault, by its syntax tree: nothing is executed."""
     defined, handled = defines(code, entry), handling.handles(code)
     reason = "the fault is handled" if handled else "handled: nothing in the syntax tree handles a fault"
@@ -76,9 +94,10 @@ def judge_reference(task: Task, answer: str, limits: sandbox.Limits) -> Row:
     text = answer.lower()
     groups = [any(word in text for word in group) for group in task.all_of]
     found = sum(groups) >= (task.at_least or len(groups))
-    ours = judge(task.ours, answer, limits)["passed"] if task.ours else None
+    ours = judge(task.ours, answer, limits) if task.ours else {"passed": None}
     reason = f"{sum(groups)} of {len(groups)} groups of keywords"
-    return {**passed(found and bool(groups)), "ours": ours, "reason": reason}
+    said = {"by": ours["by"]} if "by" in ours else {}
+    return {**passed(found and bool(groups)), "ours": ours["passed"], "reason": reason, **said}
 
 
 JUDGES: dict[str, Callable[[Task, str, sandbox.Limits], Row]] = {

@@ -404,8 +404,11 @@ def judge(peer: Peer) -> dict[str, Any]:
 # --- the suspect's side ----------------------------------------------------------------------------------
 
 
-def suspect(peer: Peer, answer: str, entry_point: str) -> None:
-    """Serve the judge for good: load `answer` when it is needed, call its functions."""
+def suspect(peer: Peer) -> Callable[[str, str], NoReturn]:
+    """Make `peer` the suspect's side; returns what serves the judge with an answer and its entry point.
+
+    That never ends: it loads the answer when it is needed, and calls its functions.
+    """
     functions: list[Any] = []
     numbers: dict[int, int] = {}
     remotes: dict[int, Any] = {}
@@ -414,6 +417,7 @@ def suspect(peer: Peer, answer: str, entry_point: str) -> None:
     helpers: dict[str, Any] = {"__name__": "before"}
     module = ModuleType("answer")
     state: dict[str, Any] = {"loaded": False, "unreadable": "", "failure": None}
+    given: dict[str, str] = {}
 
     def number(thing: Any) -> int:
         if id(thing) not in numbers:
@@ -549,7 +553,7 @@ def suspect(peer: Peer, answer: str, entry_point: str) -> None:
         if not state["loaded"]:
             state["loaded"] = True
             try:
-                code = compile(answer, "<answer>", "exec", dont_inherit=True)
+                code = compile(given["answer"], "<answer>", "exec", dont_inherit=True)
             except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
                 state["unreadable"] = f"answer: {type(error).__name__}: {error}"
             else:
@@ -566,9 +570,9 @@ def suspect(peer: Peer, answer: str, entry_point: str) -> None:
 
     def entry() -> Any:
         load()
-        if entry_point not in module.__dict__:
-            raise Refused(f"answer: no {entry_point!r} is defined")
-        return module.__dict__[entry_point]
+        if given["entry_point"] not in module.__dict__:
+            raise Refused(f"answer: no {given['entry_point']!r} is defined")
+        return module.__dict__[given["entry_point"]]
 
     def before(code: str) -> None:
         if state["loaded"]:
@@ -592,5 +596,10 @@ def suspect(peer: Peer, answer: str, entry_point: str) -> None:
     peer.pack = lambda value: values.pack(value, other)
     peer.unpack = lambda data: values.unpack(data, others)
     peer.pack_error, peer.unpack_error = pack_error, unpack_error
-    while True:
-        serve(peer, receive(peer))
+
+    def begin(answer: str, entry_point: str) -> NoReturn:
+        given.update(answer=answer, entry_point=entry_point)
+        while True:
+            serve(peer, receive(peer))
+
+    return begin

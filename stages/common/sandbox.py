@@ -1,30 +1,33 @@
-"""Run generated Python where it can do no harm, and say whether it ran to its end or did what a test asks.
+"""Run generated code where it can do no harm, and say whether it ran to its end or did what a test asks.
 
-`judge` runs an answer and its test in two processes (see `remote`); `run` runs one program alone. Every run
-is forked from a clean interpreter (see `forkserver`), so it costs milliseconds.
+`judge` runs an answer in Python and its test in two processes (see `remote`); `run` runs one program alone.
+Every run is forked from a clean interpreter (see `forkserver`), so it costs milliseconds. `judge_by_node`
+does for JavaScript what `judge` does (see `javascript.js`), and costs two starts of node.
 
 What it protects against, for answers and for tests that somebody brings:
-- Reading or changing anything of the machine: Landlock leaves reading of Python's standard library, and
-  writing of a scratch folder that vanishes; the environment is empty; no descriptor of ours is open.
+- Reading or changing anything of the machine: Landlock leaves reading of Python's standard library and of
+  node, and writing of a scratch folder that vanishes; no variable and no descriptor of ours is there.
 - Reaching others: seccomp refuses sockets (but an anonymous pair), new processes and programs, signals,
   tracing, shared memory, mounts, keys and whatever else a function does not need; capabilities are dropped.
+  A process that becomes node may execute node, which stays in the jail, and nothing else.
 - Using up the machine: CPU seconds, memory, bytes a file, open files, threads, and size and number of files
   in the scratch folder are limited; output is discarded; whatever a run leaves behind is killed.
 - Forged verdicts, by `judge`: the answer's process has no way to say "passed", never sees the test, and what
   it returns is rebuilt from the standard library's own types before the test sees it.
 
-Where the kernel permits namespaces, each run has its own for users, processes and mounts, and each server
-its own for network and IPC; then nothing but Python's files and /proc is mounted, and the scratch folder is a
-file system of a fixed size. Where they are refused (Docker's default) the rest holds, and the scratch folder
-is looked at every 20 ms: a run that passed its limit is killed. Landlock and seccomp are always there, or
-nothing runs.
+Where the kernel permits namespaces, each run has its own for processes, and each server its own for users,
+mounts, network and IPC; then nothing but Python's files and /proc is mounted, and the scratch folder is a
+file system of a fixed size, a new one after every run that wrote to it. Where they are refused (Docker's
+default) the rest holds, and the scratch folder is looked at every 20 ms: a run that passed its limit is
+killed. Landlock and seccomp are always there, or nothing runs.
 
-What it does not protect against: flaws in the kernel or in Python itself; a run that uses all that its limits
-allow; without namespaces, more files than allowed for some milliseconds, more threads likewise where the user
-is not root, and learning names, sizes and times of files outside (Landlock does not cover `stat`), or, with
-namespaces, the numbers of processes; by `run`, a program that searches its own memory for the token with
-which its end is reported; by `judge`, an answer that tampers with what `inside` looks at or that calls a
-test's fake object as everybody may; a test that lets wrong answers pass.
+What it does not protect against: flaws in the kernel, in Python or in node; a run that uses all that its
+limits allow; without namespaces, more files than allowed for some milliseconds, more threads likewise where
+the user is not root, or is root and runs node, and learning names, sizes and times of files outside
+(Landlock does not cover `stat`), or, with namespaces, the numbers of processes; by `run`, a program that
+searches its own memory for the token with which its end is reported; by `judge`, an answer that tampers with
+what `inside` looks at or that calls a test's fake object as everybody may; a test that lets wrong answers
+pass.
 """
 
 import atexit
@@ -32,6 +35,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import socket
@@ -40,8 +44,10 @@ import sys
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +55,7 @@ from stages.common import forkserver, jail
 from stages.common.errors import PipelineError
 
 Status = Literal["passed", "failed", "timeout"]
+Content = Mapping[str, Any]  # what a process is given, as JSON
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Outcome:
     reason: str = ""
 
 
+OLDEST_NODE = 18  # major version: the first with what javascript.js uses (Array.prototype.findLast)
 WALL_SECONDS = 60  # far beyond the CPU limit, so that a busy machine does not change verdicts
 GRACE = 30  # seconds beyond that in which the server must have answered
 START = (
@@ -127,6 +135,45 @@ def judge(answer: str, test: str, entry_point: str, head: str = "", limits: Limi
         {"answer": answer, "entry_point": entry_point},
     ]
     report, end = _executed("judge", given, limits or Limits())
+    return _outcome(report, end)
+
+
+def judge_by_node(program: str, answer: Content, test: Content, limits: Limits | None = None) -> Outcome:
+    """Run `program` in two processes of node, one given an answer and one its test, which decides.
+
+    Raises PipelineError as `run` does, and without node.
+    """
+    if node() is None:
+        raise PipelineError(f"sandbox: no node; expected version {OLDEST_NODE} or more on the path")
+    token = secrets.token_hex(16)  # known to the judge alone, should a test lend an answer what can write
+    tasks = ({**test, "token": token}, answer)
+    given = [{"program": program, "task": task} for task in tasks]
+    report, end = _executed("node", given, limits or Limits())
+    outcome = _outcome(report, end)
+    if outcome.status == "passed" and token not in report:
+        return Outcome("failed", "answer: wrote to the answer channel")
+    return outcome
+
+
+@cache
+def node() -> str | None:
+    """The path of the program `node`, None where there is none or one that is too old.
+
+    Raises PipelineError where it does not say its version.
+    """
+    found = shutil.which("node")
+    if found is None:
+        return None
+    path = str(Path(found).resolve())
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, env={}, check=False).stdout
+    version = re.fullmatch(r"v(\d+)\.\S+\s*", said)
+    if version is None:
+        raise PipelineError(f"{path}: --version says {said[:80]!r}; expected v{OLDEST_NODE} or more")
+    return path if int(version[1]) >= OLDEST_NODE else None
+
+
+def _outcome(report: str, end: dict[str, Any]) -> Outcome:
+    """What the judge reported, or how it ended without a report."""
     if not report:
         if end["reason"]:
             return _stopped(end["reason"])
@@ -146,11 +193,12 @@ def _stopped(reason: str) -> Outcome:
 
 @dataclass(frozen=True)
 class _Server:
-    """A process that forks runs, one at a time."""
+    """A process that forks runs, one at a time, all under the same limits."""
 
     process: subprocess.Popen[bytes]
     control: socket.socket
-    folder: str  # an empty one, over which each run mounts its own
+    bounds: tuple[Limits, float]  # and seconds until a run is stopped
+    folder: str  # empty, the runs' scratch folder; where there are namespaces, they mount another one on it
     namespaces: bool
 
 
@@ -160,24 +208,23 @@ _busy: list[_Server] = []
 _starts = itertools.count()
 
 
-def _executed(kind: str, programs: list[dict[str, str]], limits: Limits) -> tuple[str, dict[str, Any]]:
+def _executed(kind: str, programs: Sequence[Content], limits: Limits) -> tuple[str, dict[str, Any]]:
     """What a run reported, and how it ended."""
     require()
     for name, value in vars(limits).items():
         if value < 1:
             raise PipelineError(f"sandbox: {name}: {value}; expected 1 or more")
-    server = _taken()
-    scratch = server.folder if server.namespaces else tempfile.mkdtemp(prefix="sandbox-")
+    server = _taken(limits)
     good = False
     try:
-        result = _asked(server, kind, programs, limits, scratch)
+        result = _asked(server, kind, programs)
+        if not server.namespaces:
+            _emptied(server.folder)
         good = True
     except (OSError, EOFError, ValueError) as error:
         raise PipelineError(f"sandbox: its server fails ({error}); expected an answer") from error
     finally:
         _put_back(server, good)
-        if not server.namespaces:
-            _removed(scratch)
     report, end = result
     entered, _, rest = report.partition("\n")
     if entered != json.dumps({"entered": True}):  # written before a program starts: none can take it back
@@ -191,10 +238,8 @@ def _executed(kind: str, programs: list[dict[str, str]], limits: Limits) -> tupl
     return rest.partition("\n")[0], end
 
 
-def _asked(
-    server: _Server, kind: str, programs: list[dict[str, str]], limits: Limits, scratch: str
-) -> tuple[str, dict[str, Any]]:
-    """Send a request with its programs, read the report and the end."""
+def _asked(server: _Server, kind: str, programs: Sequence[Content]) -> tuple[str, dict[str, Any]]:
+    """Send a run's kind and programs, read the report and the end."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     descriptors = [write_end]
     try:
@@ -203,13 +248,7 @@ def _asked(
             with os.fdopen(os.dup(descriptors[-1]), "wb") as file:
                 file.write(json.dumps(program).encode())
                 file.seek(0)
-        request = {
-            "kind": kind,
-            "scratch": scratch,
-            "limits": vars(limits),
-            "wall": WALL_SECONDS,
-        }
-        socket.send_fds(server.control, [json.dumps(request).encode()], descriptors)
+        socket.send_fds(server.control, [kind.encode()], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         descriptors = []
@@ -221,7 +260,7 @@ def _asked(
 
 def _listened(server: _Server, read_end: int) -> tuple[str, dict[str, Any]]:
     """Wait for the run's end, then read its report; a run that writes more than a pipe holds stops itself."""
-    server.control.settimeout(WALL_SECONDS + GRACE)
+    server.control.settimeout(server.bounds[1] + GRACE)
     message = server.control.recv(1 << 16)
     if not message:
         raise EOFError("it has ended")
@@ -233,15 +272,17 @@ def _listened(server: _Server, read_end: int) -> tuple[str, dict[str, Any]]:
     return report.decode(errors="replace"), json.loads(message)
 
 
-def _taken() -> _Server:
-    """An idle server that lives, or a new one."""
+def _taken(limits: Limits) -> _Server:
+    """An idle server with these limits that lives, or a new one."""
+    bounds = (limits, WALL_SECONDS)
     while True:
         with _lock:
-            server = _idle.pop() if _idle else None
+            server = next((server for server in reversed(_idle) if server.bounds == bounds), None)
             if server:
+                _idle.remove(server)
                 _busy.append(server)
         if server is None:
-            server = _started()
+            server = _started(bounds)
             with _lock:
                 _busy.append(server)
             return server
@@ -260,7 +301,7 @@ def _put_back(server: _Server, good: bool) -> None:
         _stop(server)
 
 
-def _started() -> _Server:
+def _started(bounds: tuple[Limits, float]) -> _Server:
     """Start a server and ask whether it may make namespaces."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = tempfile.mkdtemp(prefix="sandbox-")
@@ -272,22 +313,23 @@ def _started() -> _Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"},
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-    server = _Server(process, ours, folder, namespaces=False)
+    server = _Server(process, ours, bounds, folder, namespaces=False)
     try:
         ours.settimeout(GRACE)
         cpus = sorted(os.sched_getaffinity(0))  # on one, judge and suspect take turns without waking another
-        hello = {"scratch": folder, "readable": _readable(), "cpu": cpus[next(_starts) % len(cpus)]}
+        hello: dict[str, Any] = {"scratch": folder, "readable": _readable(), "node": node() or ""}
+        hello |= {"limits": vars(bounds[0]), "wall": bounds[1], "cpu": cpus[next(_starts) % len(cpus)]}
         ours.send(json.dumps(hello).encode())
         hello = json.loads(ours.recv(1 << 16))
         ours.settimeout(None)
         if "error" in hello:
             _stop(server)
             raise PipelineError(f"sandbox: {hello['error']}; expected the program to be confined")
-        return _Server(process, ours, folder, hello["namespaces"])
+        return _Server(process, ours, bounds, folder, hello["namespaces"])
     except (OSError, ValueError) as error:
         _stop(server)
         raise PipelineError(
@@ -312,6 +354,15 @@ def _removed(folder: str) -> None:
         shutil.rmtree(folder)
         return
     subprocess.run(["rm", "-rf", "--", folder], check=True)
+
+
+def _emptied(folder: str) -> None:
+    """Remove what is in a folder, which stays."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            _removed(entry.path)
+        else:
+            os.unlink(entry.path)  # noqa: PTH108 (one call for a run that left nothing)
 
 
 def close() -> None:
@@ -349,5 +400,7 @@ def _readable() -> list[str]:
         "/usr/share/zoneinfo",
         "/dev/null",
         "/dev/urandom",
+        "/usr/share/nodejs",  # where Debian and Ubuntu keep parts of node's own library
+        *([path] if (path := node()) else []),
     ]
     return sorted({place for place in places if Path(place).exists()})

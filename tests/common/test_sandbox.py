@@ -188,6 +188,56 @@ def test_scratch_folder_is_empty_and_vanishes(own_folder):
     assert list(own_folder.iterdir()) == []
 
 
+RUNS_THAT_LEAVE = {
+    "a file": "open('left', 'w').close()",
+    "a folder": "import os\nos.makedirs('a/b')",
+    "nearly as much as it may": "open('left', 'wb').write(bytes(1 << 20))",
+}
+
+
+@pytest.mark.parametrize("program", RUNS_THAT_LEAVE.values(), ids=RUNS_THAT_LEAVE)
+def test_next_run_finds_the_scratch_folder_as_new(program):
+    limits = sandbox.Limits(cpu_seconds=1, disk_bytes=1 << 20, disk_files=4)
+    look = "import os\nassert os.listdir() == []\nopen('mine', 'w').write('x')\nassert os.listdir('.') == ['mine']"
+    look += "\nassert open(os.path.join(os.environ['HOME'], 'mine')).read() == 'x'"
+    assert [sandbox.run(each, limits).status for each in (program, look, program, look)] == ["passed"] * 4
+
+
+CHANGED = "import os\nraise ValueError(os.stat('.').st_ctime_ns)"
+
+
+def test_no_time_of_an_earlier_run_is_left():
+    first = sandbox.run(CHANGED, QUICK).reason
+    if not sandbox._idle[-1].namespaces:
+        pytest.skip("namespaces are refused here: the scratch folder stays the same one")
+    assert sandbox.run(CHANGED, QUICK).reason == first  # nothing was written, so nothing is mounted anew
+    program = "import os, time\nopen('a', 'w').close()\nos.unlink('a')\ntime.sleep(0.05)\n"
+    end = sandbox.run(f"{program}raise ValueError(time.time_ns())", QUICK).reason
+    tick = 20_000_000  # ns; the file system's clock may be late by one
+    assert int(sandbox.run(CHANGED, QUICK).reason.split()[1]) > int(end.split()[1]) - tick
+
+
+def test_runs_with_other_limits_have_other_servers():
+    small, large = (sandbox.Limits(memory_bytes=size << 20) for size in (200, 600))
+    program = "x = bytearray(400 << 20)"
+    assert [sandbox.run(program, limits).status for limits in (large, small, large)] == [
+        "passed",
+        "failed",
+        "passed",
+    ]
+
+
+ACCESS = (
+    "import os\nopen('a', 'w').close()\nassert os.access('a', os.W_OK) and os.access('.', os.R_OK | os.W_OK)\n"
+    "folder = os.open('.', os.O_RDONLY)\nassert os.access('a', os.W_OK, dir_fd=folder, follow_symlinks=False)\n"
+    "assert not os.access('absent', os.F_OK)"
+)
+
+
+def test_access_says_what_opening_does():
+    assert sandbox.run(ACCESS, QUICK) == sandbox.Outcome("passed")
+
+
 def test_deep_scratch_folders_neither_stop_the_judge_nor_stay(own_folder):
     program = "import os\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"
     try:
@@ -723,7 +773,7 @@ def test_server_killed_under_way_is_an_error_and_leaves_nothing():
     assert status("pass") == "passed"
     server = sandbox._idle[0].process
     with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(sandbox.run, "import time; time.sleep(30)")
+        run = pool.submit(sandbox.run, "import time; time.sleep(30)", QUICK)
         while not (below := attacks.children(server.pid)):
             time.sleep(0.01)
         server.kill()
@@ -790,6 +840,7 @@ for body in (
     outcome = sandbox.judge(body, "f()", "f", limits=quick)
     print(outcome.status, outcome.reason)
 print(sandbox._idle[0].namespaces)
+print(sandbox.run(sys.argv[2], quick).status)
 """
 
 
@@ -797,7 +848,7 @@ def test_where_namespaces_are_refused_the_rest_holds(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(REFUSED_NAMESPACES)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/common/confined.py"), str(program), str(ROOT)],
+        [sys.executable, str(ROOT / "tests/common/confined.py"), str(program), str(ROOT), ACCESS],
         capture_output=True,
         text=True,
         env={"TMPDIR": str(tmp_path)},
@@ -808,5 +859,6 @@ def test_where_namespaces_are_refused_the_rest_holds(tmp_path):
         *["failed too much in the scratch folder"] * 3,
         "failed answer: RuntimeError: can't start new thread",
         "False",
+        "passed",
     ], done.stderr
     assert list(tmp_path.iterdir()) == [program]
