@@ -1043,7 +1043,7 @@ def test_main_judges_in_order_and_repeats_itself(project):
         ([REFERENCE], [{"id": "r/1", "completion": "Not unsafe."}], {"kind": "reference", "passed": 1}),
         (
             [{**CODE, "language": "javascript", "test": "assert.strictEqual(f(2), 4);"}],
-            [{"id": "c/1", "completion": "const f = (x) => { if (!x) throw new Error('0'); return 2 * x; };"}],
+            [{"id": "c/1", "completion": "const f = (x) => { if (!x) throw Error(); return 2 * x; };"}],
             {"kind": "code", "passed": 1},
         ),
     ],
