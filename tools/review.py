@@ -24,7 +24,6 @@ from stages.common.answers import visible
 from stages.common.errors import PipelineError, run
 from stages.common.progress import progress
 from tools import loading, sources
-from tools.chat import render
 from tools.sources import Piece, Skipped
 
 SCORES = Path("reports/scores/tuned.json")
@@ -95,8 +94,7 @@ def answers(model: Any, tokenizer: Any, pieces: Sequence[Piece], size: int) -> I
 
 def question(tokenizer: Any, piece: Piece) -> str:
     """The rendered prompt, as training and evaluation have it."""
-    asked = prompts.detect(piece.code, piece.language)
-    return render(tokenizer, [{"role": "user", "content": asked}])
+    return prompts.render(tokenizer, prompts.detect(piece.code, piece.language))
 
 
 def review(model: Any, tokenizer: Any, found: sources.Found, size: int, measured: list[str]) -> Review:
