@@ -17,7 +17,6 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from itertools import count, islice
 from types import (
     AsyncGeneratorType,
@@ -36,36 +35,41 @@ from typing import Any, NoReturn
 from stages.common import values
 
 LONGEST = 8 << 20  # bytes of a message
+PART = 1 << 12  # bytes that are read at a time, or more where more are known to come
 ITEMS = 10_000  # of an iterator that is returned
 RAISED = 1_000  # exceptions of the test that are remembered, in case they come back
 
 Handler = Callable[..., Any]
+encoded = json.JSONEncoder(separators=(",", ":")).encode
+decoded = json.JSONDecoder().raw_decode
 
 
 class Refused(BaseException):
     """The answer cannot be judged at all; no `except` of a test is to take that for an error it expects."""
 
 
-@dataclass
 class Peer:
-    """One side of the talk."""
+    """One side of the talk; `judge` or `suspect` gives it what it does."""
 
-    descriptor: int
-    broken: Callable[[str], NoReturn]  # what is done when the other side does not keep to the protocol
-    leads: bool  # may ask at any time (the judge), not only while it is asked (the suspect)
-    handlers: dict[str, Handler] = field(default_factory=dict)
-    pack: Callable[[Any], Any] = lambda value: value
-    unpack: Callable[[Any], Any] = lambda data: data
-    pack_error: Callable[[BaseException], Any] = lambda error: None
-    unpack_error: Callable[[Any], BaseException] = lambda data: Exception()
-    lock: Any = field(default_factory=_thread.RLock)
-    number: int = 0
-    serving: int = 0
+    handlers: dict[str, Handler]
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+    pack_error: Callable[[BaseException], Any]
+    unpack_error: Callable[[Any], BaseException]
+
+    def __init__(self, descriptor: int, broken: Callable[[str], NoReturn], leads: bool) -> None:
+        self.descriptor = descriptor
+        self.broken = broken  # what is done when the other side does not keep to the protocol
+        self.leads = leads  # may ask at any time (the judge), not only while it is asked (the suspect)
+        self.lock = _thread.RLock()
+        self.unread = bytearray()
+        self.number = 0  # of the last question
+        self.serving = 0  # questions of the other side that are being answered
 
 
 def send(peer: Peer, message: list[Any]) -> None:
     """Write a message; raises Unsendable when it is too long."""
-    body = json.dumps(message, separators=(",", ":")).encode()
+    body = encoded(message).encode()
     if len(body) > LONGEST:
         raise values.Unsendable(f"a message of {len(body)} bytes; expected at most {LONGEST}")
     rest = memoryview(len(body).to_bytes(4, "big") + body)
@@ -76,18 +80,19 @@ def send(peer: Peer, message: list[Any]) -> None:
             peer.broken("")
 
 
-def _read(peer: Peer, size: int) -> bytes:
-    parts = []
-    while size:
+def _read(peer: Peer, size: int) -> bytearray:
+    """The next bytes; what is read beyond them, so that few calls are needed, waits in `peer.unread`."""
+    while len(peer.unread) < size:
         try:
-            part = os.read(peer.descriptor, min(size, 1 << 20))
+            part = os.read(peer.descriptor, max(size - len(peer.unread), PART))
         except ConnectionResetError:
             part = b""
         if not part:
             peer.broken("")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        peer.unread += part
+    found = peer.unread[:size]
+    del peer.unread[:size]
+    return found
 
 
 def receive(peer: Peer) -> list[Any]:
@@ -97,10 +102,11 @@ def receive(peer: Peer) -> list[Any]:
         peer.broken(f"sent a message of {size} bytes; expected at most {LONGEST}")
     body = _read(peer, size)
     try:
-        message = json.loads(body)
+        text = body.decode()
+        message, end = decoded(text)
     except (ValueError, RecursionError, MemoryError) as error:
         peer.broken(f"sent a message that is no JSON ({type(error).__name__})")
-    if type(message) is not list or len(message) < 3 or type(message[1]) is not int:
+    if end != len(text) or type(message) is not list or len(message) < 3 or type(message[1]) is not int:
         peer.broken("sent a message of an unknown form")
     return message
 
@@ -223,16 +229,16 @@ CLOSED = (
 NEVER = (ModuleType, FrameType, CodeType, TracebackType)
 
 
-@dataclass
 class Given:
     """The judge's objects that the suspect may refer to, and the suspect's that the judge has."""
 
-    things: list[Any] = field(default_factory=list)
-    numbers: dict[int, int] = field(default_factory=dict)  # by id(); `things` keeps them alive
-    raised: dict[int, BaseException] = field(default_factory=dict)
-    raising: Any = field(default_factory=count)
-    proxies: dict[int, int] = field(default_factory=dict)  # id of a function here: its number over there
-    kept: list[Any] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.things: list[Any] = []
+        self.numbers: dict[int, int] = {}  # by id(); `things` keeps them alive
+        self.raised: dict[int, BaseException] = {}
+        self.raising = count()
+        self.proxies: dict[int, int] = {}  # id of a function here: its number over there
+        self.kept: list[Any] = []
 
     def number(self, thing: Any) -> int:
         """The number of an object, a new one at its first time."""

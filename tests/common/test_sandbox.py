@@ -650,6 +650,10 @@ BROKEN = {  # what an answer sends to the judge by hand, and the reason that is 
         "v = []\n    for _ in range(250): v = [v]\n    return v",
         "nested deeper than 200",
     ),
+    "more than JSON": (
+        "send(b'\\0\\0\\0\\x11[\"value\", 1, 4] 5')",
+        "sent a message of an unknown form",
+    ),
     "another shape": ("send(frame({'value': 1}))", "sent a message of an unknown form"),
     "another kind": ("send(frame('verdict', 1, 'passed'))", "sent a message of an unknown kind"),
     "not asked for": ("send(frame('value', 7, 4))", "sent an answer that nobody asked for"),
@@ -673,6 +677,11 @@ BROKEN = {  # what an answer sends to the judge by hand, and the reason that is 
 def test_judge_takes_nothing_else_from_the_answer(body, reason):
     answer = f"{RAW}\ndef f():\n    {body}\n    os._exit(0)"
     assert verdict(answer, "try: f()\nexcept BaseException: pass") == sandbox.Outcome("failed", reason)
+
+
+def test_messages_that_come_together_are_read_one_by_one():
+    answer = f"{RAW}\ndef f():\n    send(frame('value', 1, 4) + frame('value', 2, 5))"
+    assert verdict(answer, "assert [f(), f()] == [4, 5]") == sandbox.Outcome("passed")
 
 
 PRIVATE = {
@@ -707,6 +716,11 @@ def test_only_the_channel_is_open():
     assert verdict(opened, "assert len(f()) == 4 and f()[:3] == [0, 1, 2], f()") == sandbox.Outcome("passed")
     alone = f"{opened}\nassert len(f()) == 4, f()"  # the report
     assert sandbox.run(alone, QUICK) == sandbox.Outcome("passed")
+
+
+def test_nothing_is_loaded_that_makes_forks_slow():
+    program = "import sys\nassert not {'asyncio', 'dataclasses', 'inspect', 'threading'} & set(sys.modules)"
+    assert sandbox.run(program, QUICK) == sandbox.Outcome("passed")
 
 
 def test_head_gives_the_test_its_helpers():
