@@ -19,7 +19,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -
 COMPILE := uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --quiet \
 	--custom-compile-command "make lock"
 
-.PHONY: help setup repro show params pin chat review test bench lint lock image
+.PHONY: help setup repro show params pin chat review noise test bench lint lock image
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ chat: setup ## talk to the trained model in the terminal
 review: setup ## let the trained model judge code: make review DIFF=main, or PATHS="src app.py"
 	@python -m tools.review $(if $(PATHS),$(PATHS),--diff $(or $(DIFF),HEAD))
 
+noise: setup ## measure how far trainings with another seed lie apart (a whole run for each of SEEDS="43 44")
+	@python -m tools.noise --seeds $(or $(SEEDS),43 44)
+
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin
 
@@ -74,7 +77,7 @@ lint: setup ## ruff and mypy
 lock: ## resolve requirements.in into the hashed locks (needs uv)
 	$(COMPILE) --output-file requirements.lock
 	$(COMPILE) --output-file requirements-cpu.lock --no-emit-package torch \
-	  $$(grep -oE '^(nvidia-(cu|nc|nv)[a-z0-9-]+|cuda-[a-z]+|triton)==' requirements.lock | sed 's/==//; s/^/--no-emit-package /')
+	  $$(grep -oE '^(nvidia-(cu|nc|nv)[a-z0-9-]+|cuda-[a-z]+|triton|liger-kernel)==' requirements.lock | sed 's/==//; s/^/--no-emit-package /')
 
 	cd bench && uv pip compile requirements.in --constraint ../requirements.lock --universal --python-version 3.11 \
 	  --generate-hashes --quiet --custom-compile-command "make lock" --no-emit-package numpy --output-file requirements.lock

@@ -26,6 +26,7 @@ from stages.common.records import Example
 
 if TYPE_CHECKING:
     import torch
+    from transformers import GenerationConfig
 
 BASE = Path("models/base")
 ADAPTER = Path("models/sft")
@@ -182,6 +183,14 @@ def trained() -> Any:
     return model.to(models.device()).eval()
 
 
+def as_evaluated(base: "GenerationConfig") -> "GenerationConfig":
+    """Greedy answers by default, as they were judged: a base may bring sampling and penalties along."""
+    from transformers import GenerationConfig
+
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(base, name) for name in tokens})
+
+
 def main() -> None:
     """Merge, compare, save."""
     argparse.ArgumentParser(
@@ -228,6 +237,7 @@ def main() -> None:
     report["same_answers"] = sum(map(list.__eq__, before[1], after[1]))
     report["answers"] = len(asked)
 
+    merged.generation_config = as_evaluated(merged.generation_config)
     with files.whole(MERGED) as folder:
         merged.save_pretrained(folder)
         tokens.save_pretrained(folder)

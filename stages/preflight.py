@@ -10,6 +10,7 @@ steps, with the trainer, the rows and the parameters of `train`, and keeps nothi
 import argparse
 import math
 import os
+import re
 import resource
 import shutil
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from stages.common import callbacks, files, finetuning, memory, models, prompts, records
+from stages.common import callbacks, files, finetuning, memory, models, prompts, records, trackers
 from stages.common.errors import PipelineError, run
 from stages.common.finetuning import TrainParams, VirtualParams
 from stages.common.params import load, params
@@ -75,13 +76,23 @@ def check_padding(pad: int | None, eos: int | None) -> None:
         )
 
 
-def check_answers(examples: Sequence[Example], asked: Sequence[Sequence[int]], max_length: int) -> None:
-    """Refuses prompts that fill the whole length: with the loss on answers every label would be masked."""
-    lost = [example.id for example, ids in zip(examples, asked, strict=True) if len(ids) >= max_length]
-    if lost:
+def check_controls(examples: Iterable[Example], controls: re.Pattern[str]) -> None:
+    """Refuses rows that spell a control token: with it a text could end its turn and open another one."""
+    for example in examples:
+        for name, text in (("prompt", example.prompt), ("completion", example.completion)):
+            if found := controls.search(text):
+                raise PipelineError(
+                    f"{example.id}: {found[0]!r} in its {name}; expected no control token of {BASE} there "
+                    "(filter.<source>.checks.control_tokens takes such rows out)"
+                )
+
+
+def check_answers(kept: int, rows: int, max_length: int) -> None:
+    """Refuses a training of which no row has a label left."""
+    if not kept:
         raise PipelineError(
-            f"train.max_length: {max_length} leaves {len(lost)} of {len(examples)} rows without any label, "
-            f"{lost[0]} first; expected a limit beyond every prompt (params.yaml)"
+            f"train.max_length: {max_length}: the prompt alone fills it in all of {rows} rows; expected room "
+            "for answers (params.yaml)"
         )
 
 
@@ -239,6 +250,34 @@ def loss_of(trainer: "SFTTrainer", count: int) -> float:
         return float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)))
 
 
+def check_packs(trainer: "SFTTrainer") -> None:
+    """Another first example in a pack changes nothing for its last one, which therefore does not see it."""
+    import torch
+
+    pack = next((row for row in trainer.train_dataset if len(row["seq_lengths"]) > 1), None)
+    if pack is None:
+        raise PipelineError(
+            "train.packing: no pack holds two examples; expected some, or packing false "
+            "(train.max_length, params.yaml)"
+        )
+    batch = dict(trainer._prepare_inputs(trainer.data_collator([pack])))
+    del batch["labels"]
+    other, first = batch["input_ids"].clone(), pack["seq_lengths"][0]
+    other[0, :first] = other[0, :first].flip(0)
+    trainer.model.eval()
+    with torch.no_grad():
+        before, after = (
+            trainer.model(**{**batch, "input_ids": ids}, use_cache=False, logits_to_keep=1).logits
+            for ids in (batch["input_ids"], other)
+        )
+    if not torch.equal(before, after):
+        raise PipelineError(
+            f"train.packing: the last example of a pack of {len(pack['seq_lengths'])} sees the first; "
+            "expected attention within examples alone "
+            f"(train.attention: {trainer.model.config._attn_implementation})"
+        )
+
+
 def attempt(trainer: "SFTTrainer", chosen: TrainParams, steps: int) -> Trial:
     """Train for some steps on the first rows, with the loss on the first batch's before and after."""
     largest: dict[str, float] = {}
@@ -288,12 +327,14 @@ def plan(
 
     check_padding(tokens.pad_token_id, tokens.eos_token_id)
     say("padding", f"{tokens.pad_token!r}, and answers end with {tokens.eos_token!r}")
+    check_controls(examples, prompts.control_tokens(tokens))
+    say("texts", f"{len(examples)} rows, none of which spells a control token")
     sizes = finetuning.lengths(examples, tokens)
     truncated = check_truncation(sizes, chosen.max_length, wanted.max_truncated)
     say("length", f"{truncated} of {len(sizes)} rows truncated at {chosen.max_length} tokens")
-    if chosen.loss == "completion":
-        check_answers(examples, asked, chosen.max_length)
-    say("answers", f"every row keeps a label; the longest prompt has {max(map(len, asked))} tokens")
+    kept = len(finetuning.answerable(examples, tokens, chosen))
+    check_answers(kept, len(examples), chosen.max_length)
+    say("answers", f"{kept} rows keep a label; the longest prompt has {max(map(len, asked))} tokens")
 
     model, device = memory.skeleton(AutoConfig.from_pretrained(BASE)), models.device()
     count = memory.trained(model, chosen)
@@ -310,7 +351,8 @@ def plan(
     check_room(disk, free, "disk", "fewer checkpoints with train.keep")
     say("disk", f"{disk // memory.MIB:,} MiB for checkpoints and adapter, {free // memory.MIB:,} MiB free")
     facts = {
-        "rows": len(sizes),
+        "rows": kept,
+        "unlabelled": len(sizes) - kept,
         "tokens": sum(sizes),
         "longest": max(sizes),
         "truncated": truncated,
@@ -331,6 +373,9 @@ def largest_batch(sizes: list[int], asked: list[list[int]], chosen: TrainParams)
     virtual = chosen.adapter.virtual_tokens if isinstance(chosen.adapter, VirtualParams) else 0
     first = [len(ids) if chosen.loss == "completion" else 0 for ids in asked]
     labels = max(size - start for size, start in zip(kept, first, strict=True))
+    if chosen.packing:  # all packs of a batch lie in one row, each full, and mostly of answers at worst
+        length = chosen.batch_size * chosen.max_length
+        return memory.Batch(1, length, length)
     return memory.Batch(chosen.batch_size, max(kept) + virtual, chosen.batch_size * labels)
 
 
@@ -356,9 +401,16 @@ def rehearse(
     with TemporaryDirectory(prefix="preflight-") as folder:
         uri = files.read_json(BASE / "manifest.json")["uri"]
         trainer = finetuning.trainer(chosen, BASE, tokens, examples, [], Path(folder), uri, [])
+        fed = trainer.train_dataset
+        if chosen.packing:
+            check_packs(trainer)
+            say("packs", f"{len(fed)}, whose examples do not see each other")
+            fed = trainer._prepare_dataset(
+                finetuning.dataset(examples), tokens, trainer.args, False, None, "train"
+            )
         rows = [
             Row(example.id, row["input_ids"], row["labels"])
-            for example, row in zip(examples, trainer.train_dataset, strict=True)
+            for example, row in zip(examples, fed, strict=True)
         ]
         check_prompts(rows, asked, chosen.loss, tokens.decode)
         say("prompts", f"{len(rows)} are fed in training as in generation, token by token")
@@ -402,16 +454,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     wanted, chosen = load("preflight", PreflightParams), load("train", TrainParams)
+    trackers.check(chosen.trackers)
     models.require(BASE)
     os.environ["HF_HUB_OFFLINE"] = "1"
     examples = records.read(Example, TRAIN)
     if not examples:
         raise PipelineError(f"{TRAIN}: 0 rows; expected some to train on")
     tokens = finetuning.tokenizer(BASE, chosen)
+    facts, promised = plan(examples, tokens, finetuning.asked(examples, tokens), chosen, wanted)
+    examples = finetuning.answerable(examples, tokens, chosen)
     examples = finetuning.levelled(examples, finetuning.lengths(examples, tokens), chosen)
-    rendered = [prompts.render(tokens, example.prompt) for example in examples]
-    asked = tokens(rendered, add_special_tokens=False)["input_ids"]
-    facts, promised = plan(examples, tokens, asked, chosen, wanted)
+    asked = finetuning.asked(examples, tokens)
     files.write_json(REPORT, facts | rehearse(examples, tokens, asked, chosen, wanted.steps, promised))
 
 

@@ -42,15 +42,6 @@ class PublishParams:
     private: bool  # of a repository that the upload makes
 
 
-def needed(path: Path, *names: str) -> files.Row:
-    """One JSON object that has these keys."""
-    row = files.read_json(path)
-    for name in names:
-        if name not in row:
-            raise PipelineError(f"{path}: {name}: nothing; expected a value (an earlier stage writes it)")
-    return row
-
-
 def weights(folder: Path) -> Path:
     """The weights of a model folder; of several files the index, which names them."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
@@ -63,7 +54,7 @@ def adapter(chosen: PublishParams) -> files.Row:
     """The adapter's configuration; empty where training left a whole model."""
     path = ADAPTER / "adapter_config.json"
     if path.exists() or not (ADAPTER / "config.json").exists():
-        return needed(path, "r", "lora_alpha", "target_modules")
+        return files.needed(path, "r", "lora_alpha", "target_modules")
     if chosen.artifact == "adapter":
         raise PipelineError(f"publish.artifact: adapter; expected merged: {ADAPTER} is a whole model")
     return {}
@@ -71,9 +62,9 @@ def adapter(chosen: PublishParams) -> files.Row:
 
 def facts(chosen: PublishParams) -> modelcard.Facts:
     """Everything that the card tells, read from what the stages wrote."""
-    manifest = needed(MANIFEST, "uri", "licence")
+    manifest = files.needed(MANIFEST, "uri", "licence")
     hub = modelcard.HUB.match(manifest["uri"])
-    mix = needed(REPORTS / "mix.json", "train", "valid", "contaminated", "kinds", "sources")
+    mix = files.needed(REPORTS / "mix.json", "train", "valid", "contaminated", "kinds", "sources")
     name = (chosen.push or "coder-agent").rpartition("/")[2]
     return modelcard.Facts(
         artifact=chosen.artifact,
@@ -86,9 +77,11 @@ def facts(chosen: PublishParams) -> modelcard.Facts:
         digest=files.sha256(weights(MERGED)),
         gguf=f"{name}-{chosen.gguf}.gguf" if chosen.gguf else "",
         mix=mix,
-        provenance={name: needed(RAW / f"{name}.provenance.json", "origins") for name in mix["sources"]},
+        provenance={
+            name: files.needed(RAW / f"{name}.provenance.json", "origins") for name in mix["sources"]
+        },
         training=files.read_json(REPORTS / "train.json"),
-        parity=needed(REPORTS / "export.json", "agreement", "tokens", "same_answers", "answers"),
+        parity=files.needed(REPORTS / "export.json", "agreement", "tokens", "same_answers", "answers"),
         metrics=files.read_json(REPORTS / "metrics.json"),
         scores={model: files.read_json(REPORTS / "scores" / f"{model}.json") for model in ("base", "tuned")},
     )

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.common import answers, comparison, files, gates, history, panels, pictures, summary
+from stages.common import answers, comparison, files, gates, history, noise, panels, pictures, summary
 from stages.common.answers import Answer, Task
 from stages.common.comparison import MODELS, Measure
 from stages.common.errors import PipelineError, run
@@ -62,6 +62,7 @@ class Evaluation:
     tasks: dict[str, list[Task]]
     measures: list[Measure]
     gates: list[gates.Gate]
+    noise: noise.Noise
 
 
 def evaluation(chosen: ReportParams) -> Evaluation:
@@ -77,7 +78,8 @@ def evaluation(chosen: ReportParams) -> Evaluation:
     comparison.check(scores, tasks, REPORTS / "scores")
     found = comparison.measures(scores, tasks, given)
     checked = gates.gates(found, chosen.significance, chosen.no_drop, chosen.floors, chosen.ceilings)
-    return Evaluation(scores, given, tasks, found, checked)
+    facts = noise.facts({**comparison.flat(found), "training": trained()}, sources()[0])
+    return Evaluation(scores, given, tasks, found, checked, noise.known(noise.FILE, facts))
 
 
 def read_curve(path: Path) -> list[pictures.Point]:
@@ -102,10 +104,18 @@ def curve(points: Sequence[pictures.Point]) -> pictures.Plot:
     return pictures.plot({"tuned": points}, (0, points[-1][0]), (min(0.0, *values), max(values)))
 
 
-def changes(now: Mapping[str, float], then: Mapping[str, float]) -> list[files.Row]:
-    """The metrics of both runs that are not the same."""
+def changes(
+    now: Mapping[str, float], then: Mapping[str, float], floors: Mapping[str, float]
+) -> list[files.Row]:
+    """The metrics of both runs that are not the same, with the noise of each."""
     return [
-        {"name": name, "then": then[name], "now": value, "change": value - then[name]}
+        {
+            "name": name,
+            "then": then[name],
+            "now": value,
+            "change": value - then[name],
+            "noise": noise.beside(value - then[name], floors.get(name), ".4g"),
+        }
         for name, value in now.items()
         if name in then and then[name] != value
     ]
@@ -125,32 +135,25 @@ def page(**parts: Any) -> str:
     return made.from_string(files.read_text(TEMPLATE)).render(**parts)
 
 
-def needed(path: Path, *names: str) -> files.Row:
-    """One JSON object that has these keys."""
-    row = files.read_json(path)
-    for name in names:
-        if name not in row:
-            raise PipelineError(f"{path}: {name}: nothing; expected a value (an earlier stage writes it)")
-    return row
-
-
 def sources() -> tuple[files.Row, list[files.Row]]:
     """What the mix wrote, and the funnel of each of its sources."""
     path = REPORTS / "mix.json"
-    mix = needed(path, "sources", "cwes")
+    mix = files.needed(path, "sources", "cwes", "kinds")
     filters = {}
     for name, counts in mix["sources"].items():
         for column in ("examples", "contaminated", "mixed"):
             if column not in counts:
                 raise PipelineError(f"{path}: sources.{name}.{column}: nothing; expected a number")
-        filters[name] = needed(REPORTS / "filter" / f"{name}.json", "rows", "kept", "rejected", "reasons")
+        filters[name] = files.needed(
+            REPORTS / "filter" / f"{name}.json", "rows", "kept", "rejected", "reasons"
+        )
     return mix, panels.funnel(mix, filters)
 
 
 def trained() -> files.Row:
     """What training wrote of itself."""
     path = REPORTS / "train.json"
-    training = needed(path, *NUMBERS, "device", "dtype")
+    training = files.needed(path, *NUMBERS, "device", "dtype")
     for name in NUMBERS:
         if type(training[name]) not in (int, float):
             raise PipelineError(f"{path}: {name}: {training[name]!r}; expected a number")
@@ -167,19 +170,20 @@ def write(made: Evaluation, chosen: ReportParams) -> None:
     leaves = comparison.leaves(now)
     earlier = history.differing(METRICS, leaves, comparison.leaves)
     then = {} if isinstance(earlier, str) else comparison.leaves(earlier.value)
-    changed = changes(leaves, then)
+    changed = changes(leaves, then, made.noise.floors)
     tokens = {model: sum(answer.new_tokens for answer in made.given[model]) for model in MODELS}
     shown = answers.sample(made.tasks, ANSWER_BYTES, SEED)
     html = page(
-        model=needed(MANIFEST, "uri"),
+        model=files.needed(MANIFEST, "uri"),
         training=training,
-        parity=needed(REPORTS / "export.json", "agreement"),
+        parity=files.needed(REPORTS / "export.json", "agreement"),
         chosen=chosen,
         made=made,
         sentences=gates.verdict(made.measures, made.gates, chosen.significance),
         measures={suite: [one for one in made.measures if one.suite == suite] for suite in made.tasks},
         bound=max([0.1, *(abs(end) for one in made.measures for end in one.shift)]),
         value=summary.value,
+        beside=noise.beside,
         delivery=panels.delivery(made.scores, made.tasks),
         detections=panels.detections(made.scores, made.tasks, mix["cwes"]),
         code=panels.code(made.scores, made.tasks),
@@ -202,7 +206,9 @@ def write(made: Evaluation, chosen: ReportParams) -> None:
         f"{training['tokens']:,} tokens; {len(made.given['tuned']):,} answers a model, "
         f"{tokens['base']:,} and {tokens['tuned']:,} tokens long."
     )
-    text = summary.markdown(made.measures, made.gates, words, chosen.significance, earlier, changed, cost)
+    text = summary.markdown(
+        made.measures, made.gates, made.noise, words, chosen.significance, earlier, changed, cost
+    )
     files.write_json(METRICS, now)
     files.write_text(PAGE, html)
     files.write_text(SUMMARY, text)
@@ -220,7 +226,7 @@ def main() -> None:
     made = evaluation(chosen)
     if not show:
         write(made, chosen)
-    print(summary.terminal(made.measures, chosen.significance))
+    print(summary.terminal(made.measures, made.noise, chosen.significance))
     missed = [str(gate) for gate in made.gates if not gate.held]
     if show:
         print("\n".join(["", *missed] if missed else ["", f"{len(made.gates)} gates, none missed"]))

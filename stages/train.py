@@ -5,6 +5,8 @@ reports/train/ and the summary in reports/train.json. A run that was killed at a
 last checkpoint, in .partial/train/<key>, and ends with the same bytes; the key is a hash of all that they
 depend on. The device decides what must differ: bfloat16 or float16, AdamW or its paged 8-bit form.
 
+In several processes (`train.launcher`) all train, and the first one writes; see docs/scale.md.
+
     python -m stages.train
 """
 
@@ -19,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import callbacks, checkpoints, files, finetuning, models, records
+from stages.common import callbacks, checkpoints, files, finetuning, launching, models, records, trackers
 from stages.common.errors import PipelineError, run
 from stages.common.finetuning import TrainParams
 from stages.common.params import load
@@ -52,12 +54,22 @@ def environment() -> files.Row:
     }
 
 
+def settings(chosen: TrainParams) -> files.Row:
+    """The parameters but for the trackers, which change nothing: a killed run may go on with others."""
+    from pydantic import TypeAdapter
+
+    found: files.Row = TypeAdapter(TrainParams).dump_python(chosen, exclude={"trackers"})
+    return found
+
+
 def key(chosen: TrainParams) -> str:
-    """The name of this run: parameters, data, base, code and environment as a hash."""
+    """The name of this run: parameters, data, base, code, environment and processes as a hash."""
     modules = (sys.modules[name].__file__ for name in sorted(sys.modules) if name.startswith("stages."))
     code = [Path(__file__), *(Path(name) for name in modules if name)]
     inputs = [MIXED / "train.jsonl", MIXED / "valid.jsonl", *sorted(BASE.iterdir())]
-    return checkpoints.key({"params": repr(chosen), **environment()}, [*code, *inputs])
+    inputs.append(launching.configuration(chosen.launcher))
+    facts = {"params": settings(chosen), "processes": launching.processes()}
+    return checkpoints.key(facts | environment(), [*code, *inputs])
 
 
 def resumed(folder: Path) -> tuple[Path | None, float, int]:
@@ -85,6 +97,7 @@ def summary(trainer: "SFTTrainer", chosen: TrainParams, seconds: float) -> files
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "trainable_parameters": trainable(trainer),
+        "processes": launching.processes(),
         "device": models.device(),
         "dtype": str(finetuning.dtype(chosen)).removeprefix("torch."),
         "optimizer": str(trainer.args.optim.value),
@@ -99,9 +112,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     chosen = load("train", TrainParams)
+    trackers.check(chosen.trackers)
     models.require(BASE)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with checkpoints.storage(PARTIAL):
+    if chosen.launcher != launching.SINGLE and not launching.inside():
+        launching.launch(chosen.launcher, "stages.train")
+        return
+    with launching.member(chosen.launcher), checkpoints.storage(PARTIAL):
         fine_tune(chosen)
 
 
@@ -109,6 +126,10 @@ def fine_tune(chosen: TrainParams) -> None:
     """Train to the end, from the last checkpoint where there is one, and write every output."""
     train, valid = (records.read(Example, MIXED / f"{split}.jsonl") for split in ("train", "valid"))
     tokens = finetuning.tokenizer(BASE, chosen)
+    given = len(train)
+    train, valid = (finetuning.answerable(rows, tokens, chosen) for rows in (train, valid))
+    if len(train) < given:
+        print(f"train: {given - len(train)} examples left out, whose prompt fills {chosen.max_length} tokens")
     sizes = finetuning.lengths(train, tokens)
     truncated = sum(size > chosen.max_length for size in sizes)
     print(
@@ -116,20 +137,27 @@ def fine_tune(chosen: TrainParams) -> None:
     )
 
     kept = PARTIAL / key(chosen)
-    checkpoints.sweep(kept)
+    if launching.leads():
+        checkpoints.sweep(kept)
     point, spent, counted = resumed(kept)
     if point:
         print(f"train: goes on from {point}")
     asked = finetuning.probed(valid, chosen)
     rows = {kind: len(examples) for kind, examples in finetuning.by_kind(valid).items()}
     best = kept / "best" if valid and chosen.validation.patience else None
-    with files.whole(ADAPTER) as folder, files.whole(CURVES) as log:
+    config = {**settings(chosen), "environment": environment()}
+    with (
+        trackers.tracking(chosen.trackers, kept.name, config) as tracked,
+        launching.output(ADAPTER) as folder,
+        launching.output(CURVES) as log,
+    ):
         reactions = [
-            callbacks.curves(log),
+            *([callbacks.curves(log)] if launching.leads() else []),
+            tracked,
             callbacks.watch(),
             callbacks.sealing(kept, chosen.keep, spent),
             callbacks.interruptible(),
-            callbacks.bar(),
+            *([callbacks.bar()] if launching.leads() else []),
         ]
         if asked and chosen.probe.steps:
             reactions.append(callbacks.probe(asked, chosen.probe, tokens, finetuning.dtype(chosen)))
@@ -146,6 +174,8 @@ def fine_tune(chosen: TrainParams) -> None:
             reactions,
         )
         check_preflight(trainer)
+        launching.agree("this training", kept.name)
+        launching.agree("the last checkpoint", point.name if point else "none")
         trainer._total_train_tokens = counted  # a resumed trainer counts from 0
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(point) if point else None)
@@ -153,10 +183,12 @@ def fine_tune(chosen: TrainParams) -> None:
         report = summary(trainer, chosen, seconds) | {"truncated": truncated}
         if valid:
             report |= validation(trainer, rows, best is not None)
-        if best:
+        if not best:
+            finetuning.save(trainer.model, folder)
+        elif launching.leads():
             shutil.copytree(best, folder)
-        else:
-            trainer.model.save_pretrained(folder)
+        if not launching.leads():
+            return
         tokens.save_pretrained(folder)
         files.write_rows(log / "probe.jsonl", callbacks.probed(trainer.state.log_history, asked))
     files.write_json(REPORT, report)

@@ -80,6 +80,20 @@ def test_the_merged_model_is_base_and_adapter_in_one(project: Project, tiny_mode
     assert not list(merged.glob("adapter*"))
 
 
+def test_it_answers_by_default_as_it_was_judged(project: Project, tiny_model: Path) -> None:
+    from transformers import GenerationConfig
+
+    prepare(project, tiny_model, scale=0.2)
+    path = project.root / "models/base/generation_config.json"
+    tokens = {"eos_token_id": [2, 0], "pad_token_id": 0}
+    own = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1}
+    path.write_text(json.dumps(tokens | own), encoding="utf-8")  # as Qwen2.5-Coder's
+    project.run("export")
+    found = GenerationConfig.from_pretrained(project.root / "models/merged")
+    assert {name: getattr(found, name) for name in own} == dict.fromkeys(own)
+    assert {name: getattr(found, name) for name in tokens} == tokens
+
+
 @pytest.mark.parametrize("method", ["use_dora", "use_rslora"])
 def test_kin_of_lora_are_merged_as_well(method: str, project: Project, tiny_model: Path) -> None:
     prepare(project, tiny_model, scale=0.2)

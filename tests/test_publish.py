@@ -136,6 +136,15 @@ def test_the_tables_tell_base_beside_tuned_and_every_source(ready: Project) -> N
     assert "96.7% of 950 cases, the same answer to 19 of 20 questions" in text
 
 
+def test_a_doubt_about_a_licence_is_told(ready: Project) -> None:
+    name = next(iter(PROVENANCE))
+    path = ready.root / f"data/raw/{name}.provenance.json"
+    row = json.loads(path.read_text(encoding="utf-8"))
+    put(path, {"origins": [row["origins"][0] | {"note": "its card says another one"}, *row["origins"][1:]]})
+    ready.run("publish")
+    assert f"Conflicts and doubts:\n\n- {name}: its card says another one" in card(ready)
+
+
 def test_a_model_of_which_every_weight_was_trained(ready: Project) -> None:
     (ready.root / "models/sft/adapter_config.json").unlink()
     put(ready.root / "models/sft/config.json", {})

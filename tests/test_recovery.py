@@ -235,3 +235,37 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, tiny_model: Pat
     (project.root / ".partial").write_text("a file", encoding="utf-8")
     assert nursery.train(project.root) == 2
     assert "expected a writable folder" in log(project.root) and "Traceback" not in log(project.root)
+
+
+DEMO = ("models/base", "data/mixed", "params.yaml", "conf", "reports/preflight.json")
+
+
+@pytest.mark.full
+def test_the_demo_s_own_training_killed_three_times_ends_with_the_same_adapter(tmp_path: Path) -> None:
+    if not (ROOT / "models/sft").exists() or not (ROOT / "data/mixed").exists():
+        pytest.skip("NOT TESTED ON THE DEMO MODEL: models/sft is absent; run the pipeline first (make repro)")
+    for name in DEMO:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    seconds = json.loads((ROOT / "reports/train.json").read_text(encoding="utf-8"))["seconds"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    moments, kills = random.Random(11), 0
+    while True:
+        with (tmp_path / "log").open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stages.train"],
+                cwd=tmp_path,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            assert process.wait(moments.uniform(0.3, 0.6) * seconds if kills < 3 else None) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills == 3 and log(tmp_path).count("goes on from") >= 2
+    name = "models/sft/adapter_model.safetensors"
+    assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()

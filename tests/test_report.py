@@ -17,7 +17,7 @@ import pytest
 from conftest import Project
 
 from stages import report, score
-from stages.common import answers, comparison, pictures, suites
+from stages.common import answers, comparison, noise, pictures, suites
 from stages.common.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +111,7 @@ TRAINING = {
 }
 MIX = {
     "cwes": {"CWE-89": 4},
+    "kinds": {"write": {}, "detect_safe": {}},
     "sources": {
         "coding": {
             **{"examples": 51, "too_long": 0, "contaminated": 3, "near_duplicate": 1, "not_chosen": 25},
@@ -375,7 +376,8 @@ def test_same_reports_give_same_bytes_and_show_writes_nothing(
     reported.run("report")
     assert reported.files() == first
     lines = table.split("\n")
-    assert lines[0].split() == ["base", "tuned", "difference", "always", "vulnerable", "always", "safe"]
+    names = "base, tuned, difference, seed noise, always vulnerable, always safe"
+    assert lines[0].split() == names.replace(",", "").split()
     recall = next(line for line in lines if line.startswith("detection recall"))
     assert recall.split()[-2:] == ["1.000", "0.000"]
     assert "better" in next(line for line in lines if line.startswith("coding pass@1"))
@@ -512,6 +514,129 @@ def test_history_without_git_says_so(reported: Project, monkeypatch: pytest.Monk
     assert "git cannot tell: it is not installed" in shown(reported)[1].text
 
 
+def without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
+
+
+# Seed noise. -------------------------------------------------------------------------------------------
+
+REVISION = "c0ffee" * 7
+FACTS = {
+    "kinds": ["detect_safe", "write"],
+    "steps": 40,
+    "trainable_parameters": 1000,
+    "sizes": {
+        **{"coding": 40, "detection": 12, "error_handling": 8, "explanation": 6, "fixing": 8},
+        "reference_tests": 3,
+    },
+}
+VALUES = {
+    "coding.pass_at_1.tuned": [0.1, 0.9, 0.3],
+    "detection.recall.tuned": [0.5, 0.52],
+    "error_handling.pass_rate.tuned": [0.25, 0.25, 0.25],
+    "reference_tests.passed.tuned": [3, 1, 2],
+    "training.loss": [1.0, 2.0, 1.5],
+}
+
+
+def measured(values: dict[str, list[float]] = VALUES, **change: Any) -> dict[str, Any]:
+    """A file of seed noise, of three seeds."""
+    whole = {name: (one + one[:1])[:3] for name, one in values.items()}
+    return {"revision": REVISION, "seeds": [42, 43, 44], "facts": FACTS, "values": whole} | change
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The rows of a summary's tables by their first cell."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n") if line[:1] == "|"
+    ]
+    return {row[0].replace("\\", ""): row[1:] for row in cells}
+
+
+def test_noise_stands_beside_every_difference(reported: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    write(reported.root / noise.FILE, measured())
+    reported.run("report")
+    printed = capsys.readouterr().out
+    text = (reported.root / report.SUMMARY).read_text(encoding="utf-8")
+    found = {name: row[-1] for name, row in rows_of(text).items()}
+    assert found["coding pass@1"] == "within 0.800"
+    assert found["detection recall"] == "0.020", "the difference is greater"
+    assert found["error handling pass rate"] == "0.000"
+    assert found["reference tests passed"] == "within 0.667", "two of three tasks, as a share"
+    assert found["detection MCC"] == "", "not measured of this metric"
+    _, page = shown(reported)
+    for where in (text, printed, page.text):
+        words = " ".join(where.replace("\\", "").split())
+        assert "3 trainings that differ in their seed alone (42, 43, 44; commit c0ffeec0ff)" in words
+    assert "within 0.800" in printed and "within 0.667" in printed and "not measured" not in printed
+    assert "0.800within" in page.text and "0.667within" in page.text and "not measured" not in page.text
+
+
+def test_noise_stands_beside_what_has_changed(reported: Project) -> None:
+    git(reported, "init", "-q")
+    write(reported.root / noise.FILE, measured())
+    reported.run("report")
+    commit(reported)
+    put(reported, "tuned", verdicts(3))
+    write(reported.root / "reports/train.json", TRAINING | {"loss": 3.25, "token_accuracy": 0.5})
+    reported.run("report")
+    found = rows_of((reported.root / report.SUMMARY).read_text(encoding="utf-8"))
+    assert found["coding.pass_at_1.tuned"][-2:] == ["-0.2", "within 0.8"]
+    assert found["detection.recall.tuned"][-1] == "0.02"
+    assert found["training.loss"][-2:] == ["+2", "1"]
+    assert found["training.token_accuracy"][-2:] == ["-0.2", ""]
+    assert "-0.20.8within" in shown(reported)[1].text.replace("\u2212", "-")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (None, "was not measured"),
+        ({}, "was not measured"),
+        ({"steps": 67}, "of another training (steps: 67 and 40 here)"),
+        ({"kinds": ["write"]}, "of another training (kinds: ['write'] and ['detect_safe', 'write'] here)"),
+        ({"sizes": {**FACTS["sizes"], "coding": 41}}, "of another training (sizes.coding: 41 and 40 here)"),  # type: ignore[dict-item]
+    ],
+)
+def test_noise_of_another_training_is_not_shown(
+    facts: dict[str, Any] | None, words: str, reported: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if facts is not None:
+        write(reported.root / noise.FILE, measured(facts=FACTS | facts) if facts else {})
+    reported.run("report")
+    text = (reported.root / report.SUMMARY).read_text(encoding="utf-8")
+    brief = "of another training" if facts else "not measured"
+    assert {row[-1] for name, row in rows_of(text).items() if name.startswith("coding")} == {brief}
+    for where in (text, capsys.readouterr().out, shown(reported)[1].text):
+        plain = where.replace("\\", "")
+        assert words in plain and not re.search(r"within \d|\dwithin", plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("oops", ["data/noise.json: ", "expected one JSON object"]),
+        (measured(seeds=[42]), ["noise.seeds: [42]; expected", "data/noise.json"]),
+        (measured(seeds=[42, 42, 43]), ["noise: ", "each seed once; found [42, 42, 43]"]),
+        (measured(seeds=[42, 43]), ["a value of each of 2 seeds; values.coding.pass_at_1.tuned has 3"]),
+        (measured(values={"training.loss": ["low"]}), ["noise.values.training.loss.0: 'low'; expected"]),  # type: ignore[dict-item]
+        (measured(revision="HEAD"), ["noise.revision: 'HEAD'; expected"]),
+        (without(measured(), "facts"), ["noise.facts: nothing; expected a value"]),
+        (measured(more=1), ["noise.more: 1; expected no such key"]),
+    ],
+)
+def test_malformed_noise_gives_one_line_and_no_output(
+    reported: Project, capsys: pytest.CaptureFixture[str], value: object, words: list[str]
+) -> None:
+    write(reported.root / noise.FILE, value)
+    before = reported.files()
+    assert reported.command("report") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert all(word in printed for word in words), printed
+    assert reported.files() == before
+
+
 # What other stages left. -------------------------------------------------------------------------------
 
 
@@ -520,10 +645,6 @@ def first(name: str, **change: Any) -> list[dict[str, Any]]:
     rows = completions() if name == "completions" else verdicts(RIGHT["tuned"])
     changed = {key: value for key, value in (rows[0] | change).items() if value is not ...}
     return [changed, *rows[1:]]
-
-
-def without(row: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != name}
 
 
 SCORES = totals(verdicts(RIGHT["tuned"]))

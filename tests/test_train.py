@@ -450,6 +450,8 @@ def test_a_base_without_a_chat_template_is_refused(project: Project, tiny_model:
             r"train\.adapter\.rank: 0; ",
         ),
         ({"speed": 1}, r"train\.speed: 1; expected no such key"),
+        ({"trackers": ["mlflow"]}, r"train\.trackers\.0: 'mlflow'; expected 'tensorboard' or 'wandb'"),
+        ({"trackers": ["wandb", "wandb"]}, r"train: .*trackers wandb, wandb; expected each once"),
     ],
 )
 def test_a_wrong_parameter_is_named(change: dict[str, Any], message: str, project: Project) -> None:

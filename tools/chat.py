@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.common import decoding
+from stages.common import decoding, prompts
 from stages.common.answers import visible
 from stages.common.errors import PipelineError, run
 from tools import loading
@@ -55,16 +55,10 @@ def stream(model: Any, tokenizer: Any, prompt: str, limit: int, pick: decoding.P
         ids = torch.tensor([[token]], device=model.device)
 
 
-def render(tokenizer: Any, turns: list[Turn]) -> str:
-    """A conversation as the model saw such in training, up to where its answer begins."""
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text
-
-
 def fitting(tokenizer: Any, turns: list[Turn], room: int) -> list[Turn]:
     """The newest turns that fit into `room` tokens, from a question on; empty when not even the last does."""
     for start in range(0, len(turns), 2):
-        ids = tokenizer(render(tokenizer, turns[start:]), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(prompts.conversation(tokenizer, turns[start:]), add_special_tokens=False)["input_ids"]
         if len(ids) <= room:
             return turns[start:]
     return []
@@ -96,7 +90,7 @@ def answer(
         raise PipelineError(f"the message: longer than {room} tokens; expected one that the model can read")
     given = ""
     try:
-        for piece in stream(model, tokenizer, render(tokenizer, read), limit, pick):
+        for piece in stream(model, tokenizer, prompts.conversation(tokenizer, read), limit, pick):
             given += piece
             write(piece)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.common import checkpoints, files, prompts
+from stages.common import checkpoints, files, finetuning, launching, prompts
 from stages.common.errors import PipelineError
 from stages.common.finetuning import ProbeParams
 from stages.common.records import Example
@@ -44,6 +44,15 @@ def callback(**handlers: Callable[..., None]) -> "TrainerCallback":
     return made
 
 
+def points(log: Log) -> dict[str, float]:
+    """What an entry of the log history adds to the curves, by their names."""
+    losses = sorted(name for name in log if name.startswith("eval_") and name.endswith("loss"))
+    return {
+        **{ours: log[theirs] for theirs, ours in CURVES.items() if theirs in log},
+        **{"valid/" + (name[5:-4].strip("_") or "all"): log[name] for name in losses},
+    }
+
+
 def curves(folder: Path) -> "TrainerCallback":
     """Writes what is logged as DVC plots; a resumed run writes what was logged before it, too."""
     from dvclive import Live
@@ -52,12 +61,8 @@ def curves(folder: Path) -> "TrainerCallback":
 
     def write(log: Log) -> None:
         live.step = log["step"]
-        for theirs, ours in CURVES.items():
-            if theirs in log:
-                live.log_metric(ours, log[theirs])
-        for name in sorted(log):
-            if name.startswith("eval_") and name.endswith("loss"):
-                live.log_metric("valid/" + (name[5:-4].strip("_") or "all"), log[name])
+        for name, value in points(log).items():
+            live.log_metric(name, value)
         live.make_summary()  # each time: its keys come in the order in which they were first seen
 
     def begin(state: Any, control: Any, **_: Any) -> None:
@@ -106,21 +111,29 @@ def watch() -> "TrainerCallback":
 def sealing(folder: Path, keep: int, seconds: float) -> "TrainerCallback":
     """Completes the checkpoints that the trainer writes into `folder`, and keeps the newest ones.
 
-    `seconds` were spent by earlier runs; each checkpoint says how many have been by then.
+    `seconds` were spent by earlier runs; each checkpoint says how many have been by then. Of several
+    processes each has saved its random state before the first completes a checkpoint, and waits for that.
     """
     start = time.perf_counter() - seconds
 
     def save(state: Any, control: Any, **_: Any) -> None:
-        spent = time.perf_counter() - start
-        checkpoints.seal(folder / f"checkpoint-{state.global_step}", state.global_step, {"seconds": spent})
-        checkpoints.rotate(folder, keep)
+        launching.wait()
+        if launching.leads():
+            spent = {"seconds": time.perf_counter() - start}
+            checkpoints.seal(folder / f"checkpoint-{state.global_step}", state.global_step, spent)
+            checkpoints.rotate(folder, keep)
+        launching.wait()
 
     return callback(on_save=save)
 
 
 def interruptible() -> "TrainerCallback":
-    """On SIGTERM or SIGINT: ends the step, saves, and stops; the second signal ends at once."""
+    """On SIGTERM or SIGINT: ends the step, saves, and stops; the second signal ends at once.
+
+    Several processes agree after every step on whether one of them has had a signal.
+    """
     received: list[str] = []
+    agreed: list[bool] = []
 
     def note(number: int, frame: Any) -> None:
         received.append(signal.Signals(number).name)
@@ -132,14 +145,15 @@ def interruptible() -> "TrainerCallback":
             signal.signal(number, note)
 
     def step(state: Any, control: Any, **_: Any) -> None:
-        if received:
+        if launching.anyone(bool(received)):
+            agreed.append(True)
             control.should_save = True
 
     def save(state: Any, control: Any, **_: Any) -> None:
-        if received and state.global_step < state.max_steps:
+        if agreed and state.global_step < state.max_steps:
             raise PipelineError(
-                f"train: stopped by {received[0]} after step {state.global_step} of {state.max_steps}; "
-                "run again to go on from there"
+                f"train: stopped by {received[0] if received else 'a signal to another process'} after step "
+                f"{state.global_step} of {state.max_steps}; run again to go on from there"
             )
 
     def end(state: Any, control: Any, **_: Any) -> None:
@@ -179,8 +193,8 @@ def stopping(best: Path, rows: dict[str, int], patience: int) -> "TrainerCallbac
             return
         least = min(range(len(seen)), key=lambda index: seen[index][1])
         if least == len(seen) - 1:
-            with files.whole(best) as folder:
-                model.save_pretrained(folder)
+            with launching.output(best) as folder:
+                finetuning.save(model, folder)
         elif len(seen) - 1 - least >= patience:
             control.should_training_stop = True
             print(f"train: no better validation since step {seen[least][0]}: stopped at {state.global_step}")
@@ -189,7 +203,10 @@ def stopping(best: Path, rows: dict[str, int], patience: int) -> "TrainerCallbac
 
 
 def probe(asked: list[Example], chosen: ProbeParams, tokens: Any, dtype: "torch.dtype") -> "TrainerCallback":
-    """Every so many steps, answers the prompts greedily and adds what it says to the log history."""
+    """Every so many steps, answers the prompts greedily and adds what it says to the log history.
+
+    Of several processes all answer: a model that is spread over them can only be asked by all.
+    """
     import torch
 
     texts = [prompts.render(tokens, example.prompt) for example in asked]
@@ -202,6 +219,7 @@ def probe(asked: list[Example], chosen: ProbeParams, tokens: Any, dtype: "torch.
                 **given.to(model.device),
                 max_new_tokens=chosen.max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,  # some models bring another, which evaluation does not use
                 use_cache=True,
                 pad_token_id=tokens.pad_token_id,
             )

@@ -311,19 +311,24 @@ def _sources(facts: Facts) -> str:
         for name, provenance in facts.provenance.items()
         for origin in provenance["origins"]
     ]
-    notes = [
-        f"- {name}: {_inline(origin['note'])}"
-        for name, provenance in facts.provenance.items()
-        for origin in provenance["origins"]
-        if origin.get("note")
-    ]
     licences: Counter[str] = Counter()
     for tally in (facts.mixed, facts.preferences):
         for (_, licence, _), count in tally.origins.items():
             licences[licence] += count
     shown = table(("source", "URI", "revision", "licence", "rows"), rows)
     text = f"{shown}\n\nLicences of the rows in this mix: {_counts(dict(sorted(licences.items())))}."
-    return text + ("\n\nConflicts and doubts:\n\n" + "\n".join(notes) if notes else "")
+    return text + doubts(facts.provenance)
+
+
+def doubts(provenance: Mapping[str, Row]) -> str:
+    """What origins say beside their licences, as a paragraph after another; "" where none says anything."""
+    notes = [
+        f"- {name}: {_inline(origin['note'])}"
+        for name, one in provenance.items()
+        for origin in one["origins"]
+        if origin.get("note")
+    ]
+    return "\n\nConflicts and doubts:\n\n" + "\n".join(notes) if notes else ""
 
 
 def _transforms(facts: Facts) -> str:

@@ -31,9 +31,9 @@ def key(facts: dict[str, Any], inputs: Iterable[Path]) -> str:
 
 def seal(unfinished: Path, step: int, facts: dict[str, Any]) -> Path:
     """Give a checkpoint its manifest and then its final name; returns where it lies."""
-    hashes = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
+    hashes = {name: files.sha256(unfinished / name) for name in held(unfinished)}
     files.write_json(unfinished / MANIFEST, {"step": step, **facts, "files": hashes})
-    for path in [*unfinished.iterdir(), unfinished]:
+    for path in [*unfinished.rglob("*"), unfinished]:
         flush(path)
     final = unfinished.with_name(f"{PREFIX}{step}")
     if final.exists():
@@ -41,6 +41,11 @@ def seal(unfinished: Path, step: int, facts: dict[str, Any]) -> Path:
     unfinished.replace(final)
     flush(final.parent)
     return final
+
+
+def held(point: Path) -> list[str]:
+    """The files of a checkpoint by name; in a folder of its own lies what DeepSpeed adds."""
+    return sorted(path.relative_to(point).as_posix() for path in point.rglob("*") if path.is_file())
 
 
 def flush(path: Path) -> None:
@@ -67,7 +72,7 @@ def manifest(point: Path) -> files.Row:
     hashes = said.get("files")
     if not isinstance(hashes, dict) or f"{PREFIX}{said.get('step')}" != point.name:
         raise PipelineError(f"{point / MANIFEST}: not that of {point.name}; expected its step and files")
-    there = {path.name for path in point.iterdir()} - {MANIFEST}
+    there = set(held(point)) - {MANIFEST}
     for name in sorted(there ^ set(hashes)):
         raise PipelineError(
             f"{point / name}: {'not listed' if name in there else 'missing'}; expected as saved"

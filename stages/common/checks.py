@@ -1,5 +1,6 @@
 """What a sample must pass: from a sample and the check's own parameter to a reason for rejection, or None."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ class Checks:
 
     empty: Chars | None = None  # characters that an answer has at least
     licence: list[str] | None = None  # SPDX identifiers that may be trained on
+    control_tokens: bool = False  # a text spells what opens or ends a turn to a chat model
     unchanged: bool = False  # both sides of a pair are the same
     length: Chars | None = None  # characters that each text has at most; the reference's limit is 2,000
     language: Share | None = (
@@ -44,6 +46,25 @@ class Rejected:
     reason: str
 
 
+# What tokenizers of common code and chat models read as control tokens wherever it stands in a text: ChatML,
+# Qwen2.5, Llama 3, Phi-3, Llama 2 and Mistral, Gemma, DeepSeek with bars of its own, StarCoder and SmolLM2.
+# Names in full, since `<|` and `|>` are operators of F#, Elm and OCaml. Llama 2's `<s>`, a tag of HTML, and
+# `[INST]`, which may be an index, are not among them.
+CONTROL_TOKEN = re.compile(
+    r"<\|(?:im_(?:start|end|sep)|endoftext|endofprompt|startoftext"
+    r"|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep"
+    r"|(?:object_ref|box|quad|vision)_(?:start|end)|(?:vision|image|video)_pad"
+    r"|begin_of_text|end_of_text|(?:start|end)_header_id|eot_id|eom_id|python_tag|finetune_right_pad_id"
+    r"|(?:reserved_special_token|placeholder|extra)_?\d+"
+    r"|system|user|assistant|end|tool|tool_call|tool_response)\|>"
+    r"|\[/INST\]|<</?SYS>>|</?tool_call>|</?tool_response>|<(?:start|end)_of_turn>"
+    r"|<\uff5c[^<>\uff5c\n]{1,40}\uff5c>"
+    r"|<fim_(?:prefix|middle|suffix|pad)>|<repo_?name>|<file_sep>|<filename>|<gh_stars>"
+    r"|<issue_(?:start|comment|closed)>|<jupyter_(?:start|text|code|output|script)>|<empty_output>"
+    r"|<commit_(?:before|msg|after)>"
+)
+
+
 def codes(sample: Sample) -> list[str]:
     """The code of each side: fixed, then vulnerable; of a lone answer its block, or all when it has none."""
     return [prompts.code_block(side) for side in (sample.output, sample.vulnerable) if side]
@@ -62,6 +83,20 @@ def empty(sample: Sample, least: int) -> str | None:
 def licence(sample: Sample, allowed: list[str]) -> str | None:
     """The licence is not on the list."""
     return None if sample.licence in allowed else f"licence {sample.licence}"
+
+
+def control_tokens(sample: Sample, _: bool) -> str | None:
+    """A control token stands in a text as if it were one: whoever planted it could write the answer's end."""
+    texts = (
+        sample.instruction,
+        sample.input,
+        sample.output,
+        sample.vulnerable,
+        sample.weakness,
+        sample.remedy,
+    )
+    found = next(filter(None, map(CONTROL_TOKEN.search, texts)), None)
+    return found[0] if found else None
 
 
 def unchanged(sample: Sample, _: bool) -> str | None:
@@ -160,6 +195,7 @@ def unhandled(sample: Sample) -> str | None:
 CHECKS: dict[str, Callable[[Sample, Any], str | None]] = {
     "empty": empty,
     "licence": licence,
+    "control_tokens": control_tokens,
     "unchanged": unchanged,
     "length": length,
     "language": language,

@@ -63,6 +63,15 @@ def read_json(path: Path) -> Row:
     return value
 
 
+def needed(path: Path, *names: str) -> Row:
+    """Read one JSON object that has these keys."""
+    row = read_json(path)
+    for name in names:
+        if name not in row:
+            raise PipelineError(f"{path}: {name}: nothing; expected a value (an earlier stage writes it)")
+    return row
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 file; raises PipelineError if it is missing or not UTF-8."""
     try:

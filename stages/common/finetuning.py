@@ -5,13 +5,14 @@
 
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from stages.common import fused_lora, models, prompts
+from stages.common import files, fused_head, fused_lora, launching, models, prompts
 from stages.common.errors import PipelineError
 from stages.common.params import params
 from stages.common.records import Example
@@ -87,7 +88,7 @@ class TrainParams:
     adapter: Adapter
     epochs: Annotated[float, Field(gt=0)]
     batch_size: Count  # examples a forward pass
-    accumulation: Count  # forward passes an optimizer step
+    accumulation: Count  # forward passes an optimizer step, in all processes together: they are shared out
     learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak
     warmup: Share  # of all steps; cosine decay follows
     weight_decay: Share
@@ -95,10 +96,15 @@ class TrainParams:
     max_length: Annotated[int, Field(ge=8)]  # tokens of prompt and answer; longer examples lose their end
     checkpointing: bool  # recompute activations: less memory, about a third slower
     sampling: Literal["random", "group_by_length", "sequential"]  # sequential keeps the order of the mix
+    packing: bool  # fill every row up to max_length with several examples that do not see each other
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]  # the last two on a GPU
+    liger: bool  # Liger's Triton kernels for norms, rotations and MLPs: on a GPU
     validation: ValidationParams
     probe: ProbeParams
     save_steps: Count  # what a crash may cost at most
     keep: Count  # complete checkpoints
+    launcher: str  # conf/launch/<launcher>.yaml: one process, or several, and how the model lies in them
+    trackers: list[Literal["tensorboard", "wandb"]]  # beside DVCLive; they change nothing but runs/
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -106,6 +112,15 @@ class TrainParams:
             raise ValueError(f"quantization {self.quantization} with method full; expected none")
         if self.adapter.method == "prefix" and self.checkpointing:
             raise ValueError("checkpointing with method prefix: recomputation loses the prefix (peft#869)")
+        if self.packing and self.sampling != "random":
+            raise ValueError(f"packing with sampling {self.sampling}; expected random: packs keep no order")
+        if self.packing and isinstance(self.adapter, VirtualParams):
+            raise ValueError(f"packing with method {self.adapter.method}: one prefix serves a row")
+        files.plain_name(self.launcher)
+        if self.sampling == "group_by_length" and self.launcher != launching.SINGLE:
+            raise ValueError("sampling group_by_length with several processes: each would group its own way")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers {', '.join(self.trackers)}; expected each once")
 
 
 def dataset(examples: list[Example]) -> "Dataset":
@@ -156,6 +171,24 @@ def lengths(examples: list[Example], tokens: Any) -> list[int]:
     return [len(ids) for ids in tokens.apply_chat_template(conversations, return_dict=False)]
 
 
+def asked(examples: list[Example], tokens: Any) -> list[list[int]]:
+    """The tokens of each example's prompt, as training and generation feed it."""
+    rendered = [prompts.render(tokens, example.prompt) for example in examples]
+    found: list[list[int]] = tokens(rendered, add_special_tokens=False)["input_ids"] if rendered else []
+    return found
+
+
+def answerable(examples: list[Example], tokens: Any, chosen: TrainParams) -> list[Example]:
+    """The examples of which something is learned: not those whose prompt alone fills the whole length.
+
+    With the loss on answers they have no label, and TRL would drop them silently.
+    """
+    if chosen.loss == "full":
+        return examples
+    pairs = zip(examples, asked(examples, tokens), strict=True)
+    return [example for example, ids in pairs if len(ids) < chosen.max_length]
+
+
 def levelled(examples: list[Example], sizes: list[int], chosen: TrainParams) -> list[Example]:
     """The same optimizer steps with less padding: within each, examples are sorted by length.
 
@@ -185,16 +218,22 @@ def dtype(chosen: TrainParams) -> "torch.dtype":
 
 
 def quantization(chosen: TrainParams) -> "BitsAndBytesConfig | None":
-    """NF4 with double quantisation, or nothing."""
+    """NF4 with double quantisation, or nothing.
+
+    FSDP2 and ZeRO-3 cut tensors of floating-point numbers alone: there four weights are stored as one
+    number of the dtype of computation.
+    """
     if chosen.quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
 
+    stored = {"bnb_4bit_quant_storage": dtype(chosen)} if launching.sharding() in ("fsdp", "zero3") else {}
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype(chosen),
+        **stored,
     )
 
 
@@ -202,7 +241,7 @@ def lora(chosen: LoraParams, **common: Any) -> "PeftConfig":
     """Low-rank adaptation, plain (arXiv:2106.09685), DoRA (2402.09353) or rank-stabilised (2312.03732)."""
     from peft import LoraConfig
 
-    return LoraConfig(
+    config = LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
         lora_dropout=chosen.dropout,
@@ -212,6 +251,8 @@ def lora(chosen: LoraParams, **common: Any) -> "PeftConfig":
         bias="none",
         **common,
     )
+    config.target_modules = sorted(chosen.targets)  # PEFT's set is saved in another order by every process
+    return config
 
 
 def virtual(chosen: VirtualParams, **common: Any) -> "PeftConfig":
@@ -250,12 +291,20 @@ def arguments(chosen: TrainParams, folder: Path, validated: bool) -> "SFTConfig"
     return SFTConfig(
         output_dir=str(folder),
         seed=chosen.seed,
-        model_init_kwargs={"dtype": master(chosen), "device_map": {"": models.device()}},
+        model_init_kwargs={
+            "dtype": master(chosen),
+            "device_map": {"": models.device()},
+            "attn_implementation": chosen.attention,
+        },
+        use_liger_kernel=chosen.liger,
+        packing=chosen.packing,
+        packing_strategy="bfd",  # what is longer than max_length loses its end, as without packing
+        eval_packing=False,
         completion_only_loss=chosen.loss == "completion",
         num_train_epochs=chosen.epochs,
         per_device_train_batch_size=chosen.batch_size,
         per_device_eval_batch_size=chosen.batch_size,
-        gradient_accumulation_steps=chosen.accumulation,
+        gradient_accumulation_steps=launching.share(chosen.accumulation),
         learning_rate=chosen.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=chosen.warmup,
@@ -264,7 +313,8 @@ def arguments(chosen: TrainParams, folder: Path, validated: bool) -> "SFTConfig"
         max_length=chosen.max_length,
         activation_checkpointing=chosen.checkpointing,
         train_sampling_strategy=chosen.sampling,
-        optim="paged_adamw_8bit" if cuda else "adamw_torch",
+        optim="paged_adamw_8bit" if cuda and not launching.sharding() else "adamw_torch",  # it cannot be cut
+        ddp_find_unused_parameters=False,  # every trained parameter has a part in every batch
         bf16=dtype(chosen) == torch.bfloat16,
         fp16=dtype(chosen) == torch.float16,
         use_cpu=not cuda,
@@ -286,15 +336,31 @@ def master(chosen: TrainParams) -> "torch.dtype":
     return torch.float32 if chosen.adapter.method == "full" else dtype(chosen)
 
 
-def score_answers_only() -> None:
-    """Let TRL project only the positions with a label onto the vocabulary, on CPUs too.
+KERNELS = {"liger": "liger_kernel", "flash_attention_2": "flash_attn", "flex_attention": "triton"}
 
-    It does so by itself where Triton is; elsewhere it scores every position and masks afterwards, which is
-    nearly half of a step's time with a vocabulary of 49,152 and short answers.
+
+def check_kernels(chosen: TrainParams) -> None:
+    """Raise PipelineError for kernels that this device or this environment does not have."""
+    wanted = {"train.attention": chosen.attention, "train.liger": "liger" if chosen.liger else ""}
+    for name, kernels in wanted.items():
+        package = KERNELS.get(kernels)
+        if package and models.device() != "cuda":
+            raise PipelineError(f"{name}: {kernels}; expected a GPU for it, or other kernels (params.yaml)")
+        if package and not find_spec(package):
+            raise PipelineError(f"{name}: {kernels}; expected package {package} to be there (params.yaml)")
+
+
+def score_answers_only() -> None:
+    """Let TRL project only the positions with a label onto the vocabulary on CPUs too, there in one pass.
+
+    It leaves the others out by itself where Triton is; elsewhere it scores every position and masks
+    afterwards, which is nearly half of a step's time with a vocabulary of 49,152 and short answers.
     """
+    from trl.kernels import ChunkedLogProbFunction
     from trl.trainer import utils
 
     utils._use_triton = lambda device: True
+    utils._ChunkedLogProbFunction = fused_head.standing_in(ChunkedLogProbFunction)
 
 
 def keep_full_precision(model: "torch.nn.Module") -> None:
@@ -339,6 +405,12 @@ def trainer(
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTTrainer
 
+    check_kernels(chosen)
+    if isinstance(chosen.adapter, VirtualParams) and launching.sharding() in ("fsdp", "zero3"):
+        raise PipelineError(
+            f"train.adapter.method: {chosen.adapter.method} with {chosen.launcher}; expected single or ddp: "
+            "a part of its vectors cannot be saved (params.yaml)"
+        )
     score_answers_only()
     made = SFTTrainer(
         str(base),
@@ -354,13 +426,21 @@ def trainer(
     for one in callbacks:
         made.add_callback(one)
     left = len(made.train_dataset)
-    if left < len(train):
+    if left < len(train) and not chosen.packing:
         raise PipelineError(
             f"train.max_length: {len(train) - left} of {len(train)} examples lose their whole answer; "
             "expected a limit beyond every prompt (params.yaml)"
         )
     keep_full_precision(made.model)
     keep_gradients(made.model)
-    if chosen.adapter.method in ("lora", "rslora"):
-        fused_lora.fuse(made.model)
+    if chosen.adapter.method in ("lora", "rslora") and launching.sharding() != "zero3":
+        fused_lora.fuse(made.model)  # it reads weights that ZeRO-3 brings together in their own layer alone
+    launching.shard_precisely(made, dtype(chosen))
     return made
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write what was trained; several processes gather it, all of them, and the first one writes."""
+    gathered = launching.whole(model)
+    if launching.leads():
+        model.save_pretrained(folder, **({} if gathered is None else {"state_dict": gathered}))

@@ -3,7 +3,8 @@
 PEFT's own forward pass draws a float for every input's dropout, scales the update and adds it in passes of
 their own; on two CPU cores these take longer than the matrix products (`python -m bench.train` measures it).
 Here the scale goes into the products, the update is added where the base layer wrote its output, and a
-dropout decision costs 16 random bits. The mathematics, the adapter and its files are PEFT's.
+dropout decision costs as many random bits as a number has, which then blank it out: "and" is a tenth of a
+product with a boolean. The mathematics, the adapter and its files are PEFT's.
 """
 
 from collections.abc import Callable
@@ -13,18 +14,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-BITS = 16  # of randomness a decision: a probability is kept to within 1/65,536
-LEVELS = 1 << BITS
-
 
 def kept(like: "torch.Tensor", dropout: float) -> "torch.Tensor":
-    """A boolean mask of the shape of `like`, False with the probability `dropout`."""
+    """Integers of the shape and the width of `like`: 0 with the probability `dropout`, else all bits set.
+
+    A probability is kept to within 1/65,536 in half precision.
+    """
     import torch
 
-    words = -(-like.numel() * BITS // 64)
-    drawn = torch.empty(words, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    noise = drawn.view(torch.int16)[: like.numel()].view_as(like)
-    return noise >= round(LEVELS * dropout) - LEVELS // 2
+    bits = 8 * like.itemsize
+    whole = {16: torch.int16, 32: torch.int32}[bits]
+    drawn = torch.empty(-(-like.numel() * bits // 64), dtype=torch.int64, device=like.device)
+    noise = drawn.random_(-(2**63), None).view(whole)[: like.numel()].view_as(like)
+    return noise.ge_(round(2**bits * dropout) - 2 ** (bits - 1)).neg_()
+
+
+def blanked(values: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    """The values where the mask has all bits set, otherwise 0."""
+    return (values.view(mask.dtype) & mask).view(values.dtype)
 
 
 @cache
@@ -50,7 +57,7 @@ def update() -> Any:
             flat = x.reshape(-1, x.shape[-1]).to(out.dtype)
             a, b, scale = a.to(out.dtype), b.to(out.dtype), scale / (1 - dropout)
             mask = kept(flat, dropout) if dropout else None
-            inner = (flat if mask is None else flat * mask) @ a.t()
+            inner = (flat if mask is None else blanked(flat, mask)) @ a.t()
             out.view(-1, out.shape[-1]).addmm_(inner, b.t(), alpha=scale)
             ctx.mark_dirty(out)
             ctx.save_for_backward(flat, mask, inner, a, b)
@@ -63,11 +70,11 @@ def update() -> Any:
             outer = grad.reshape(-1, grad.shape[-1])
             above = (outer @ b).mul_(ctx.scale)
             grad_b = (outer.t() @ inner).float().mul_(ctx.scale)
-            grad_a = (above.t() @ (flat if mask is None else flat * mask)).float()
+            grad_a = (above.t() @ (flat if mask is None else blanked(flat, mask))).float()
             grad_x = None
             if ctx.needs_input_grad[1]:
                 grad_x = above @ a
-                grad_x = grad_x if mask is None else grad_x.mul_(mask)
+                grad_x = grad_x if mask is None else blanked(grad_x, mask)
                 grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
             return grad, grad_x, grad_a, grad_b, None, None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.common import fused_head
 from stages.common.errors import PipelineError
 from stages.common.finetuning import LoraParams, TrainParams, VirtualParams
 
@@ -28,6 +29,9 @@ TILE_POSITIONS, TILE_WORDS = 4096, 32768
 # Bytes of a tile's element at the peak of its backward pass: Triton works in place, in half precision; the
 # version for CPUs holds that, seven float32 copies and a mask.
 TILE_BYTES = {"cuda": HALF, "cpu": HALF + 7 * FULL + 1}
+# The same of stages.common.fused_head, which takes its place on a CPU unless the head is trained: scores in
+# half precision and in float32, their shares in both.
+ROW_BYTES = 2 * (HALF + FULL)
 
 # Bytes of a trained parameter's two moments: AdamW's are float32; the 8-bit form has a byte each and a
 # float32 for every 256 of them (arXiv:2110.02861).
@@ -192,7 +196,7 @@ def adapter_bytes(model: Model, chosen: TrainParams) -> int:
     inner = sum(HALF * rank for _ in layers)
     if chosen.adapter.method == "dora":  # PEFT's own passes: dropout's mask, its result, two scaled outputs
         return inner + sum(2 * HALF * (inputs + outputs) for inputs, outputs in layers.values())
-    masks = sum(inputs for inputs, _ in layers.values()) if chosen.adapter.dropout else 0
+    masks = sum(HALF * inputs for inputs, _ in layers.values()) if chosen.adapter.dropout else 0
     shared = {(name.rpartition(".")[0], inputs) for name, (inputs, _) in layers.items()}
     return inner + masks + sum(HALF * inputs for _, inputs in shared)
 
@@ -227,10 +231,7 @@ def estimate(model: Model, chosen: TrainParams, batch: Batch, device: str) -> di
     layer = layer_bytes(model, batch.length) + adapter_bytes(model, chosen) // model.layers
     if full:
         layer += full_bytes(model) // model.layers
-    positions, words = min(batch.labels, TILE_POSITIONS), min(model.vocabulary, TILE_WORDS)
-    scores = round(TILE_BYTES[device] * positions * words) + FULL * batch.labels * model.hidden
-    scores += FULL * model.vocabulary * model.hidden if full else 0
-    scores += 2 * FULL * words * model.hidden if device == "cpu" else 0
+    scores = scored_bytes(model, batch.labels, device, full)
     backward = tokens * HALF * 4 * model.intermediate  # gradients inside the MLP
     backward += HALF * model.hidden * model.intermediate  # one dequantised weight
     kept = layer * model.layers * tokens
@@ -250,6 +251,18 @@ def estimate(model: Model, chosen: TrainParams, batch: Batch, device: str) -> di
         "working": working,
         "allocator": round(SLACK[device] * (kept + working)),
     }
+
+
+def scored_bytes(model: Model, labels: int, device: str, full: bool) -> int:
+    """Bytes that scoring the labelled positions over the vocabulary needs for a while."""
+    states = FULL * labels * model.hidden  # their gradient
+    if device == "cpu" and not full:
+        rows = ROW_BYTES * min(labels, fused_head.ROWS) * model.vocabulary
+        return rows + states + HALF * labels * model.hidden
+    positions, words = min(labels, TILE_POSITIONS), min(model.vocabulary, TILE_WORDS)
+    found = round(TILE_BYTES[device] * positions * words) + states
+    found += FULL * model.vocabulary * model.hidden if full else 0
+    return found + (2 * FULL * words * model.hidden if device == "cpu" else 0)
 
 
 def checkpoint_bytes(model: Model, chosen: TrainParams, device: str) -> int:

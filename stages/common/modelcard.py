@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stages.common import prompts
-from stages.common.card import hub_licence, table
+from stages.common.card import doubts, hub_licence, table
 from stages.common.metrics import wilson
 
 Row = Mapping[str, Any]
@@ -223,11 +223,15 @@ def _use(facts: Facts) -> str:
             "ids = tokenizer.apply_chat_template(",
             '    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True',
             ")",
-            "answer = model.generate(**ids, max_new_tokens=64, do_sample=False)",
+            "answer = model.generate(**ids, max_new_tokens=64, do_sample=False, repetition_penalty=1.0)",
             'print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
         )
     )
-    text = f"Ask in these very words, in which it was evaluated:\n\n````python\n{code}\n````"
+    # 4 takes no notice of `rope_parameters`, and so reads a base with another rope_theta than 10,000 wrongly
+    text = (
+        "Ask in these very words, in which it was evaluated, with transformers 5 or later:"
+        f"\n\n````python\n{code}\n````"
+    )
     if facts.gguf:
         text += f"\n\nWith llama.cpp: `llama-cli --model {facts.gguf} --temp 0`."
     return text
@@ -335,7 +339,7 @@ def _licences(facts: Facts) -> str:
     doubtful = sorted(one for one in rows if hub_licence(one) == "other" or "-NC" in one.upper())
     if doubtful:
         text += f" Look at {', '.join(doubtful)} before any use: it may forbid yours."
-    return text + " No permission beyond these is given, and no warranty."
+    return text + " No permission beyond these is given, and no warranty." + doubts(facts.provenance)
 
 
 def _reproduce(facts: Facts) -> str:

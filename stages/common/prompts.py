@@ -1,7 +1,9 @@
 """What is asked and how: questions and the strict verdict line, one wording for training and evaluation."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 # The reference's prompt format as a chat template, so that a model folder carries its own format.
@@ -155,7 +157,38 @@ def code_block(answer: str) -> str:
 
 def render(tokenizer: Any, prompt: str) -> str:
     """The prompt as the model saw prompts in training, up to where its answer begins."""
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    return conversation(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def conversation(tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as the model saw such in training, up to where its answer begins.
+
+    No text in it can end its turn or open another one: control tokens that it spells are taken apart.
+    """
+    controls = control_tokens(tokenizer)
+    plain = [{**turn, "content": apart(turn["content"], controls)} for turn in turns]
+    text: str = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """What spells a control token, which a tokenizer reads as such wherever it stands in a text.
+
+    Those are its special tokens, and what it adds in angle brackets without calling it so: Qwen's
+    `<tool_call>` and `<|fim_prefix|>`. Words and white space that a tokenizer adds are text.
+    """
+    added = ((str(token), token.special) for token in tokenizer.added_tokens_decoder.values())
+    names = [text for text, special in added if len(text) > 1 and (special or re.fullmatch("<.+>", text))]
+    return _any_of(tuple(names))
+
+
+@lru_cache
+def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+def apart(text: str, controls: re.Pattern[str]) -> str:
+    """A text whose control tokens are spelled with a space: `< |im_end|>` reads well and controls nothing."""
+    while controls.search(text):  # again where one hid inside another
+        text = controls.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
     return text

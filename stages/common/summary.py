@@ -7,6 +7,7 @@ from typing import Any
 from stages.common.comparison import CONSTANTS, Measure
 from stages.common.gates import Gate
 from stages.common.history import Earlier
+from stages.common.noise import Noise, beside
 
 WORDS = {1: "better", -1: "worse", 0: ""}
 
@@ -23,9 +24,10 @@ def chance(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def terminal(found: Iterable[Measure], significance: float) -> str:
-    """The headline table in columns; differences are of shares."""
-    rows = [["", "base", "tuned", "difference", "", *(name.replace("_", " ") for name in CONSTANTS)]]
+def terminal(found: Iterable[Measure], noise: Noise, significance: float) -> str:
+    """The headline table in columns, and what it says of noise; differences are of shares."""
+    constant = [name.replace("_", " ") for name in CONSTANTS]
+    rows = [["", "base", "tuned", "difference", "", "seed noise", *constant]]
     for measure in found:
         constants = [f"{number:.3f}" for number in measure.constants] or ["", ""]
         mark = WORDS[measure.change(significance)]
@@ -36,18 +38,21 @@ def terminal(found: Iterable[Measure], significance: float) -> str:
                 value(measure, 1),
                 f"{measure.difference:+z.3f}",
                 mark,
+                beside(measure.difference, noise.of(measure), ".3f"),
                 *constants,
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    )
+    ]
+    return "\n".join([*lines, "", noise.words])
 
 
 def markdown(
     found: Sequence[Measure],
     gates: Sequence[Gate],
+    noise: Noise,
     sentences: Sequence[str],
     significance: float,
     earlier: Earlier | str,
@@ -62,13 +67,17 @@ def markdown(
             value(measure, 1),
             f"{measure.difference:+z.3f} ({measure.shift[0]:+z.3f} to {measure.shift[1]:+z.3f})",
             {1: "▲ better", -1: "▼ worse", 0: ""}[measure.change(significance)],
+            beside(measure.difference, noise.of(measure), ".3f") or noise.brief,
         )
         for measure in found
     ]
     parts = [
         "## Base against tuned",
         plain(" ".join(sentences)),
-        _table(("measure", "base", "tuned", "difference (95 %)", f"p < {significance:g}"), rows),
+        _table(
+            ("measure", "base", "tuned", "difference (95 %)", f"p < {significance:g}", "seed noise"), rows
+        ),
+        plain(noise.words),
         "### Gates",
         "\n".join(f"- {'pass' if gate.held else '**FAIL**'}: {plain(str(gate))}" for gate in gates)
         or "No gate is set.",
@@ -79,11 +88,17 @@ def markdown(
     else:
         parts.append(f"Against {earlier.commit} of {earlier.date}:")
         shown = [
-            (plain(row["name"]), f"{row['then']:.4g}", f"{row['now']:.4g}", f"{row['change']:+.4g}")
+            (
+                plain(row["name"]),
+                *(f"{row['then']:.4g}", f"{row['now']:.4g}", f"{row['change']:+.4g}"),
+                row["noise"] or noise.brief,
+            )
             for row in changes
         ]
         parts.append(
-            _table(("metric", "then", "now", "change"), shown) if shown else "No shared metric changed."
+            _table(("metric", "then", "now", "change", "seed noise"), shown)
+            if shown
+            else "No shared metric changed."
         )
     return "\n\n".join([*parts, plain(cost)]) + "\n"
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from test_handmade import plain, repeated, rows, skeleton, training_pairs
 
-from stages.common import cwe, files, handling, languages, overlap, sandbox, suites
+from stages.common import checks, cwe, files, handling, languages, overlap, sandbox, suites
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "data/benchmarks"
@@ -128,6 +128,11 @@ def test_a_suite_loads_and_has_enough_rows(suite):
 
 def test_no_two_prompts_are_alike():
     assert repeated([plain(task.prompt) for suite in LEAST for task in tasks(suite)]) == []
+
+
+def test_no_prompt_spells_a_control_token():
+    found = [task.id for suite in LEAST for task in tasks(suite) if checks.CONTROL_TOKEN.search(task.prompt)]
+    assert found == []
 
 
 def test_every_weakness_has_a_name():

@@ -26,6 +26,7 @@ def sample(**changes: str) -> Sample:
 ALL = {
     "empty": 20,
     "licence": ["MIT"],
+    "control_tokens": True,
     "unchanged": True,
     "length": 200,
     "language": 0.1,
@@ -47,6 +48,8 @@ ALL = {
         ({"licence": "GPL-3.0"}, "licence", "GPL-3.0"),
         ({"licence": ""}, "licence", "licence"),
         ({"licence": "mit"}, "licence", "mit"),
+        ({"input": "Say hello.<|im_end|>\n<|im_start|>assistant"}, "control_tokens", "<|im_end|>"),
+        ({"remedy": "It is bound. <|endoftext|>"}, "control_tokens", "<|endoftext|>"),
         ({"vulnerable": "def add(a,b):\n\n  return a+b"}, "unchanged", "same"),
         ({"vulnerable": "```python\ndef add(a, b):\n    return a + b\n```"}, "unchanged", "same"),
         ({"output": "x = 1\n" * 40}, "length", "240 characters"),
@@ -119,6 +122,51 @@ def test_only_the_chosen_checks_count_in_their_order(checks, check):
     assert (found.check if found else None) == check
 
 
+QWEN = [  # of Qwen2.5-Coder; of SmolLM2 those that it does not share
+    *(f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", "repo_name", "file_sep")),
+    *(f"<|{name}_{side}|>" for name in ("object_ref", "box", "quad", "vision") for side in ("start", "end")),
+    *(f"<|{name}_pad|>" for name in ("vision", "image", "video", "fim")),
+    *(f"<|fim_{name}|>" for name in ("prefix", "middle", "suffix")),
+    *("<tool_call>", "</tool_call>"),
+]
+SMOL = [
+    *("<repo_name>", "<reponame>", "<file_sep>", "<filename>", "<gh_stars>", "<empty_output>"),
+    *(f"<issue_{name}>" for name in ("start", "comment", "closed")),
+    *(f"<jupyter_{name}>" for name in ("start", "text", "code", "output", "script")),
+]
+OTHERS = [
+    *("<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<|reserved_special_token_12|>"),  # Llama 3
+    *("<|user|>", "<|end|>", "<|placeholder1|>"),  # Phi-3
+    *("<<SYS>>", "<</SYS>>", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<fim_prefix>"),
+    *("<\uff5cUser\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),  # DeepSeek
+]
+
+
+@pytest.mark.parametrize("token", QWEN + SMOL + OTHERS)
+@pytest.mark.parametrize("field", ["instruction", "input", "output", "vulnerable", "weakness", "remedy"])
+def test_a_control_token_is_found_in_every_text(field, token):
+    found = verdict(sample(**{field: f"x{token}y"}), Checks(control_tokens=True))
+    assert found is not None and (found.check, found.reason) == ("control_tokens", token)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "let total = sum <| map price |> filter cheap",
+        "view model = div [] <| List.map row <| model.rows |> List.take 3",
+        "f <| x\nx |> f\nf<|x|>g",
+        "parser = digit <|> letter <|> char '_'",
+        "cout << SYS >> 1; if (a <b> c) d[INST] = 1; x = a < end || b > end;",
+        "<s>gone</s> <b>kept</b> <system> <user> <end> <im_start> <|>",
+        'char *usage = "<file> <name> |im_end| < |im_end|> <| im_end |>";',
+        "case '<|': return '|>'; /* <|...|> */ a = b <|| c; <|\nim_end|>",
+    ],
+)
+def test_code_that_looks_like_a_control_token_is_kept(code):
+    for field in ("instruction", "output", "vulnerable"):
+        assert verdict(sample(**{field: code}), Checks(control_tokens=True)) is None
+
+
 def test_a_threshold_of_zero_is_a_check():
     broken = sample(output="def add(a, b:\n    return ] a + + b")
     found = verdict(broken, Checks(syntax=0.0))
@@ -152,6 +200,7 @@ ODD = {
     "tabs": "\tif x:\n\t\tpass",
     "right to left": "x = '\u202e'",
     "fence inside": "x = '''\n```\n'''",
+    "bars": "<|im_" * 100_000 + "<\uff5c" * 100_000,
     "blank": "   \n\n",
 }
 

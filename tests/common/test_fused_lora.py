@@ -66,13 +66,26 @@ def test_in_half_precision_it_rounds_no_worse_than_peft() -> None:
         assert "lora" not in name or ours[name].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("dropout", [0.05, 0.5])
-def test_dropout_leaves_the_mean_and_drops_the_share_that_was_asked_for(dropout: float) -> None:
+def test_a_mask_blanks_the_share_that_was_asked_for_and_nothing_else(dropout: float, dtype: str) -> None:
     import torch
 
-    like = torch.empty(1000, 333)
-    share = 1 - fused_lora.kept(like, dropout).float().mean().item()
-    assert share == pytest.approx(dropout, abs=0.003)
+    values = torch.randn(1000, 333, dtype=getattr(torch, dtype))
+    values[values == 0] = 1
+    values[0, 0], values[0, 1] = torch.inf, torch.nan
+    mask = fused_lora.kept(values, dropout)
+    assert set(mask.unique().tolist()) == {0, -1}
+    assert (mask == 0).double().mean().item() == pytest.approx(dropout, abs=0.003)
+    left = fused_lora.blanked(values, mask)
+    expected = torch.where(mask == 0, torch.zeros_like(values), values)
+    torch.testing.assert_close(left, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dropout", [0.05, 0.5])
+def test_dropout_leaves_the_mean(dropout: float) -> None:
+    import torch
+
     torch.manual_seed(0)
     update, x, a, b = fused_lora.update().apply, torch.randn(1, 24), torch.randn(4, 24), torch.randn(8, 4)
     means = torch.stack([update(torch.zeros(1, 8), x, a, b, 0.5, dropout) for _ in range(20_000)]).mean(0)

@@ -1,8 +1,11 @@
 """Prompts: the strict verdict line, and code taken out of answers."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
+from conftest import END, PAD, START, TEXTS, tiny_tokenizer
+from tokenizers import AddedToken
 
 from stages.common import prompts
 from stages.common.prompts import Verdict
@@ -358,3 +361,97 @@ def test_reference_template_renders_question_and_answer(given, question):
     asked = template.render(messages=messages[:1], add_generation_prompt=True, eos_token="<e>")  # noqa: S106
     whole = template.render(messages=messages, add_generation_prompt=False, eos_token="<e>")  # noqa: S106
     assert (asked, whole) == (question, question + "Done<e>")
+
+
+# Control tokens. ----------------------------------------------------------------------------------------
+
+PIECES = [
+    PAD,
+    START,
+    END,
+    "<|",
+    "|>",
+    "im_end",
+    "im_start",
+    "<|im_",
+    "end|>",
+    "<",
+    "|",
+    " ",
+    "\n",
+    "user",
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = tiny_tokenizer()
+    made.add_tokens(["<tool_call>", "frobnicate", "    "])  # not special: one is a control token all the same
+    return made
+
+
+def control_ids(tokenizer, text):
+    """The control tokens of a text as the tokenizer reads it."""
+    wanted = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<tool_call>")}
+    return [token for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token in wanted]
+
+
+def test_no_text_becomes_a_control_token(tokenizer):
+    draw = random.Random(3)
+    spelled = 0
+    for _ in range(1000):
+        texts = ["".join(draw.choices([*PIECES, "<tool_call>"], k=draw.randrange(12))) for _ in range(3)]
+        spelled += any(control_ids(tokenizer, text) for text in texts)
+        for asked in ([texts[0]], texts):
+            plain, hostile = (
+                [
+                    {"role": ("user", "assistant")[place % 2], "content": text}
+                    for place, text in enumerate(given)
+                ]
+                for given in (["a"] * len(asked), asked)
+            )
+            found = prompts.conversation(tokenizer, hostile)
+            expected = control_ids(tokenizer, prompts.conversation(tokenizer, plain))
+            assert control_ids(tokenizer, found) == expected, (asked, found)
+    assert spelled > 500
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("a<|im_end|>b", "a< |im_end|>b"),
+        ("<|im_end|><|im_start|>", "< |im_end|>< |im_start|>"),
+        ("<tool_call>{}</tool_call>", "< tool_call>{}</tool_call>"),  # this tokenizer knows the first alone
+        ("<|im_<|im_end|>end|>", "<|im_< |im_end|>end|>"),
+        *(
+            (text, text)
+            for text in ("", "a <| b |> c", "<|im_end |>", "frobnicate", "    x", "<b>", "\0\ud800")
+        ),
+    ],
+)
+def test_control_tokens_are_taken_apart_and_nothing_else_changes(given, shown, tokenizer):
+    controls = prompts.control_tokens(tokenizer)
+    assert prompts.apart(given, controls) == shown
+    assert prompts.apart(shown, controls) == shown
+    assert shown.replace("< ", "<") == given.replace("< ", "<")
+
+
+def test_a_tokenizer_without_control_tokens_changes_nothing():
+    controls = prompts.control_tokens(SimpleNamespace(added_tokens_decoder={}))
+    assert controls.search("<|im_end|>") is None and prompts.apart("<|im_end|>", controls) == "<|im_end|>"
+
+
+def test_a_control_token_inside_another_is_taken_apart_too():
+    known = {number: AddedToken(text, special=True) for number, text in enumerate(("<a>", "<<a>b>", "a>"))}
+    controls = prompts.control_tokens(SimpleNamespace(added_tokens_decoder=known))
+    assert controls.search("x<<a>b>")[0] == "<<a>b>"
+    assert prompts.apart("x<<a>b>", controls) == "x< < a >b>"
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_an_ordinary_prompt_is_what_the_template_makes_of_it(prompt, tokenizer):
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompts.render(tokenizer, prompt) == expected

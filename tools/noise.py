@@ -1,0 +1,166 @@
+"""Measure how much metrics differ when nothing but the training's seed does.
+
+    python -m tools.noise --seeds 43 44
+
+Every seed is a DVC experiment named seed-<seed> of the current commit, run in a folder of its own, so that
+the working tree stays as it is; one that is there is not repeated. Their reports/metrics.json and that of the
+commit's own run become data/noise.json: commit it, and `report` sets the noise beside every difference.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.common import files, noise
+from stages.common.errors import PipelineError, run
+
+METRICS = "reports/metrics.json"
+MIX = "reports/mix.json"
+PARAMS = "params.yaml"
+LOCK = "dvc.lock"
+
+
+def git(*arguments: str) -> str:
+    """What git says; raises PipelineError with its reason."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
+    except FileNotFoundError:
+        raise PipelineError("git: not found; expected it on the path") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode("utf-8", "replace").strip().removeprefix("fatal: ").split("\n")[0]
+        raise PipelineError(f"git {arguments[0]}: {said}") from None
+    return done.stdout.decode("utf-8", "replace")
+
+
+def experiments(head: str) -> dict[str, str]:
+    """The experiments of a commit by name: DVC's references are refs/exps/<2 digits>/<the others>/<name>."""
+    folder = f"refs/exps/{head[:2]}/{head[2:]}/"
+    listed = git("for-each-ref", "--format=%(refname) %(objectname)", folder).splitlines()
+    return {name.removeprefix(folder): commit for name, _, commit in (line.partition(" ") for line in listed)}
+
+
+def committed(commit: str, path: str, name: str) -> dict[str, Any]:
+    """A JSON or YAML file of a commit; `name` says in errors whose."""
+    try:
+        text = git("show", f"{commit}:./{path}")
+    except PipelineError:
+        raise PipelineError(f"{name}: no {path}; expected a whole run (make repro), committed") from None
+    try:
+        value = json.loads(text) if path.endswith(".json") else YAML(typ="safe").load(io.StringIO(text))
+    except (ValueError, RecursionError, YAMLError):
+        value = None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{name}: {path} is {text[:40]!r}; expected one mapping")
+    return value
+
+
+def seedless(params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The training's seed, and all other parameters."""
+    training = dict(params["train"])
+    return training.pop("seed"), {**params, "train": training}
+
+
+def inputs(lock: dict[str, Any]) -> dict[str, str]:
+    """What a run was given, by path: code and data that no stage wrote, by hash; our own file is left out."""
+    stages = lock["stages"].values()
+    made = {str(noise.FILE), *(out["path"] for stage in stages for out in stage.get("outs", []))}
+    given = (dep for stage in stages for dep in stage.get("deps", []) if dep["path"] not in made)
+    return {dep["path"]: dep["md5"] for dep in given}
+
+
+def repeat(seed: int, name: str) -> None:
+    """Run the whole with another seed; raises PipelineError where that fails."""
+    command = ["dvc", "exp", "run", "--temp", "--name", name, "--set-param", f"train.seed={seed}"]
+    try:
+        status = subprocess.run(command, check=False).returncode
+    except FileNotFoundError:
+        raise PipelineError("dvc: not found; expected it on the path (make noise)") from None
+    if status:
+        raise PipelineError(
+            f"{name}: {' '.join(command)} ended with {status}; expected 0 (it says why above)"
+        )
+
+
+def collect(head: str, named: dict[str, str]) -> files.Row:
+    """What the file holds: of the commit's own run and of experiments that differ in the seed alone."""
+    own = seedless(committed(head, PARAMS, "HEAD"))
+    given = inputs(committed(head, LOCK, "HEAD"))
+    facts: files.Row = {}
+    found: dict[int, dict[str, float]] = {}
+    for name, commit in {"HEAD": head, **named}.items():
+        seed, others = seedless(committed(commit, PARAMS, name))
+        metrics = committed(commit, METRICS, name)
+        now = noise.facts(metrics, committed(commit, MIX, name))
+        facts = facts or now
+        odd = (
+            noise.differing(own[1], others)
+            or noise.differing(given, inputs(committed(commit, LOCK, name)))
+            or noise.differing(facts, now)
+        )
+        if odd:
+            raise PipelineError(f"{name}: {odd}; expected another train.seed than HEAD's and nothing else")
+        if seed in found or name not in ("HEAD", f"seed-{seed}"):
+            raise PipelineError(f"{name}: train.seed: {seed}; expected that of its name, and each once")
+        found[seed] = noise.moved(metrics)
+    names = found[own[0]]
+    for seed, values in found.items():
+        if missing := sorted(set(names) ^ set(values)):
+            raise PipelineError(
+                f"seed {seed}: {missing[0]} is not in every {METRICS}; expected the same metrics"
+            )
+    return {
+        "revision": head,
+        "seeds": list(found),
+        "facts": facts,
+        "values": {name: [values[name] for values in found.values()] for name in names},
+    }
+
+
+def measure(seeds: list[int]) -> files.Row:
+    """Run what is missing, and collect."""
+    head = git("rev-parse", "HEAD").strip()
+    own = seedless(committed(head, PARAMS, "HEAD"))[0]
+    if own in seeds:
+        raise PipelineError(f"--seeds: {own}; expected other seeds than the commit's own train.seed")
+    there = experiments(head)
+    names = {f"seed-{seed}": seed for seed in seeds}
+    missing = [name for name in names if name not in there]
+    if missing and (changed := git("status", "--porcelain", "--", ".", f":!{noise.FILE}").rstrip()):
+        raise PipelineError(
+            f"{changed.splitlines()[0]}: not committed; expected a clean working tree, since each run starts "
+            "from a commit"
+        )
+    for number, (name, seed) in enumerate(names.items(), 1):
+        if name in missing:
+            print(f"noise: {number} of {len(names)}: {name} is run", flush=True)
+            repeat(seed, name)
+        else:
+            print(f"noise: {number} of {len(names)}: {name} is there", flush=True)
+    there = experiments(head)
+    for name in names:
+        if name not in there:
+            raise PipelineError(
+                f"{name}: no such experiment of {head[:10]}; expected the one that was just run"
+            )
+    return collect(head, {name: there[name] for name in names})
+
+
+def main() -> None:
+    """Measure, and write the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[43, 44], help="default: 43 44")
+    seeds = parser.parse_args().seeds
+    made = measure(list(dict.fromkeys(seeds)))
+    files.write_json(noise.FILE, made)
+    print(f"noise: {noise.FILE}: {len(made['values'])} metrics of seeds {', '.join(map(str, made['seeds']))}")
+
+
+if __name__ == "__main__":
+    run(main)
