@@ -51,6 +51,7 @@ class ReportParams:
     no_drop: list[str]  # metrics ("coding.pass_at_1") that must not get significantly worse than the base's
     floors: dict[str, float]  # metric: least value
     ceilings: dict[str, float]  # metric: greatest value
+    enforce: bool  # whether a missed gate stops the pipeline; it is shown either way
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def write(made: Evaluation, chosen: ReportParams) -> None:
 
 
 def main() -> None:
-    """Write the report, or show what it would say; fail on a missed gate."""
+    """Write the report, or show what it would say; a missed gate fails it where gates are enforced."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -228,12 +229,9 @@ def main() -> None:
         write(made, chosen)
     print(summary.terminal(made.measures, made.noise, chosen.significance))
     missed = [str(gate) for gate in made.gates if not gate.held]
-    if show:
-        print("\n".join(["", *missed] if missed else ["", f"{len(made.gates)} gates, none missed"]))
-    elif missed:
+    if missed and chosen.enforce and not show:
         raise PipelineError("\n".join(missed))
-    else:
-        print(f"\nreport: {PAGE}")
+    print("\n".join(["", *missed] if missed else ["", f"{len(made.gates)} gates, none missed"]))
 
 
 if __name__ == "__main__":

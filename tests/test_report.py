@@ -26,7 +26,7 @@ EVIL = (
 )
 SIZES = {"error_handling": 8, "explanation": 6, "fixing": 8, "humaneval": 40, "reference": 3}
 TRAITS = ("", "hard_negative", "quiet")
-GATES: dict[str, Any] = {"significance": 0.05, "no_drop": [], "floors": {}, "ceilings": {}}
+GATES: dict[str, Any] = {"significance": 0.05, "no_drop": [], "floors": {}, "ceilings": {}, "enforce": True}
 
 
 def tasks() -> list[suites.Task]:
@@ -435,6 +435,9 @@ def test_a_significant_drop_is_a_missed_gate(reported: Project, capsys: pytest.C
     assert "report.no_drop.coding.pass_at_1: 0.8 to 0.4 (p = 3.1e-05)" in printed
     assert "explanation" not in printed  # 5 to 3 of 6: by chance
     assert "worse" in (reported.root / report.SUMMARY).read_text()
+    reported.params(report=GATES | {"no_drop": ["coding.pass_at_1"], "enforce": False})
+    assert reported.command("report") == 0
+    assert "report.no_drop.coding.pass_at_1: 0.8 to 0.4 (p = 3.1e-05)" in capsys.readouterr().out
     reported.params(report=GATES | {"no_drop": ["coding.pass_at_1"], "significance": 1e-9})
     assert reported.command("report") == 0
 
