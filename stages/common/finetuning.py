@@ -411,6 +411,7 @@ def trainer(
             f"train.adapter.method: {chosen.adapter.method} with {chosen.launcher}; expected single or ddp: "
             "a part of its vectors cannot be saved (params.yaml)"
         )
+    models.choose_kernels()
     score_answers_only()
     made = SFTTrainer(
         str(base),
