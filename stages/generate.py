@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from stages.common import decoding, files, models, prompts, suites
+from stages.common import decoding, files, models, program, prompts, suites
 from stages.common.errors import PipelineError, run
 from stages.common.params import load, params
 
@@ -115,19 +115,18 @@ def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GeneratePara
 
 
 def key(asked: list[Asked], folder: Path, chosen: GenerateParams) -> str:
-    """What the answers depend on, as a hash: model, questions, parameters, code, libraries and device."""
+    """What the answers depend on, as a hash: model, questions, parameters, code, packages and device."""
     import torch
     import transformers
 
     digest = hashlib.sha256()
-    code = [__file__, decoding.__file__, models.__file__, prompts.__file__]
-    model = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in [*map(Path, code), *model]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.name} {files.sha256(path)}\n".encode())
     settings = {name: value for name, value in vars(chosen).items() if name not in ("limits", "samples")}
     facts = [
         [[task.id, task.suite, task.kind, task.prompt, sample] for task, sample in asked],
         settings,
+        program.describe("generate"),
         [torch.__version__, transformers.__version__, models.device(), torch.get_num_threads()],
     ]
     digest.update(json.dumps(facts).encode())

@@ -15,13 +15,22 @@ import os
 import platform
 import resource
 import shutil
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import callbacks, checkpoints, files, finetuning, launching, models, records, trackers
+from stages.common import (
+    callbacks,
+    checkpoints,
+    files,
+    finetuning,
+    launching,
+    models,
+    program,
+    records,
+    trackers,
+)
 from stages.common.errors import PipelineError, run
 from stages.common.finetuning import TrainParams
 from stages.common.params import load
@@ -63,13 +72,11 @@ def settings(chosen: TrainParams) -> files.Row:
 
 
 def key(chosen: TrainParams) -> str:
-    """The name of this run: parameters, data, base, code, environment and processes as a hash."""
-    modules = (sys.modules[name].__file__ for name in sorted(sys.modules) if name.startswith("stages."))
-    code = [Path(__file__), *(Path(name) for name in modules if name)]
+    """The name of this run: parameters, data, base, code, packages, environment and processes as a hash."""
     inputs = [MIXED / "train.jsonl", MIXED / "valid.jsonl", *sorted(BASE.iterdir())]
     inputs.append(launching.configuration(chosen.launcher))
     facts = {"params": settings(chosen), "processes": launching.processes()}
-    return checkpoints.key(facts | environment(), [*code, *inputs])
+    return checkpoints.key(facts | environment() | {"program": program.describe("train")}, inputs)
 
 
 def resumed(folder: Path) -> tuple[Path | None, float, int]:

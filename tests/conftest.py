@@ -136,7 +136,7 @@ class Project:
         self.root = root
 
     def params(self, **groups: Any) -> None:
-        write_yaml(self.root / "params.yaml", groups)
+        write_yaml(self.root / "params.yaml", {"program": chosen("program"), **groups})
 
     def base(self, model: Path) -> Path:
         """Put a model where `base` leaves it."""
@@ -201,7 +201,7 @@ if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
             if path.startswith(root) and not nameless and "__pycache__" not in path:
                 return "writes" if written else "reads", path.removeprefix(root)
         elif event == "import":
-            return "imports", arguments[0].partition(".")[0]
+            return "imports", arguments[0]
         elif event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
             return "connects", repr(arguments[1:])
         return None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from functools import cache
+from importlib.metadata import packages_distributions, requires
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from conftest import ROOT, Clone, composed, read_rows, read_yaml
 from ruamel.yaml import YAML
 
 from stages import generate
-from stages.common import prompts
+from stages.common import program, prompts
 from stages.common.params import load
 
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -25,6 +26,8 @@ STAGES = sorted(PIPELINE)
 MODULES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 COMMON = sorted(path.stem for path in (ROOT / "stages/common").glob("*.py") if path.stem != "__init__")
 VALUES = read_yaml(ROOT / "params.yaml")
+TREE = program.tree(ROOT)
+LOCKED = program.lock(ROOT)
 
 KEYS = ["desc", "cmd", "deps", "params", "outs", "metrics"]
 RECIPES = [(recipe, scale) for recipe in ("v2", "v3", "v4") for scale in ("demo", "full")]
@@ -40,29 +43,9 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def local_modules(path: Path) -> set[Path]:
-    """The files under stages/ that a file imports itself, inside functions too; packages do not count."""
-    names: set[str] = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import"
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-    files = (ROOT / (name.replace(".", "/") + ".py") for name in names if name.split(".")[0] == "stages")
-    return {file for file in files if file.is_file()}
-
-
-def reached(path: Path) -> set[Path]:
-    """A file and every local file that it imports, directly or not."""
-    found: set[Path] = set()
-    waiting = [path]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += local_modules(file)
-    return found
+def modules(stage: str) -> list[Path]:
+    """The files of Python that a stage is made of."""
+    return [file for file in program.reached(f"stages.{stage}", TREE).values() if file.suffix == ".py"]
 
 
 def loads(module: str) -> list[tuple[str, str]]:
@@ -103,25 +86,72 @@ def test_groups_of_parameters_are_named_after_the_stages_that_read_them() -> Non
 
 # 2. Dependencies are exact. ----------------------------------------------------------------------------
 
+CHOSEN = program.ProgramParams(**VALUES["program"])
+PROGRAMS = {stage: program.described(stage, CHOSEN, TREE, LOCKED) for stage in program.stages(TREE)}
+SPARED = {path for name in CHOSEN.harmless for path in TREE.get(name, ())}
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_code_dependencies_are_the_modules_that_are_imported(stage: str) -> None:
-    imported = {str(path.relative_to(ROOT)) for path in reached(ROOT / "stages" / f"{stage}.py")}
-    named = [path for path in definition(stage)["deps"] if path.endswith(".py")]
-    assert len(named) == len(set(named))
-    assert set(named) - imported == set(), "named in dvc.yaml but not imported"
-    assert imported - set(named) == set(), "imported but not named in dvc.yaml"
+# Imports a module, then runs every import of ours that stands in a function of any module that is loaded.
+LAZY = """
+import ast, importlib, json, sys
+
+importlib.import_module(sys.argv[1])
+done = set()
+while waiting := {name for name in sys.modules if name.startswith("stages")} - done:
+    for name in waiting:
+        done.add(name)
+        file = sys.modules[name].__file__
+        for function in ast.walk(ast.parse(open(file, "rb").read())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                for node in ast.walk(function):
+                    if isinstance(node, ast.Import | ast.ImportFrom) and "stages" in ast.unparse(node):
+                        exec(compile(ast.Module([node], []), name, "exec"), {})
+print(json.dumps([sys.modules[name].__file__ for name in done]))
+"""
 
 
-def test_the_import_scan_sees_every_form(tmp_path: Path) -> None:
-    path = tmp_path / "sample.py"
-    path.write_text(
-        "import stages.mix\nfrom stages.common import cwe, errors as e\nimport json\n"
-        "def late():\n    from stages.common.uris import files\n",
-        encoding="utf-8",
-    )
-    found = {str(file.relative_to(ROOT)) for file in local_modules(path)}
-    assert found == {"stages/mix.py", *(f"stages/common/{name}.py" for name in ("cwe", "errors", "uris"))}
+def test_a_stage_depends_on_its_own_program_and_names_no_code_beside_it() -> None:
+    assert definition("program")["deps"] == [program.LOCK, program.LOCAL]
+    assert definition("program")["outs"] == [f"programs/{stage}.json" for stage in PROGRAMS]
+    assert sorted([*PROGRAMS, "program"]) == STAGES
+    for stage in PROGRAMS:
+        first, *others = definition(stage)["deps"]
+        assert first == f"programs/{stage}.json"
+        assert [path for path in others if path.startswith(("programs", "stages"))] == []
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_a_program_holds_the_modules_that_are_imported(stage: str) -> None:
+    command = [sys.executable, "-B", "-c", LAZY, f"stages.{stage}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = {str(Path(path).relative_to(ROOT)) for path in json.loads(done.stdout)}
+    named = {path for path in PROGRAMS[stage]["modules"] if path.endswith(".py")}
+    assert named - imported == set(), "in its program but not imported"
+    assert imported - named - SPARED == set(), "imported but not in its program"
+
+
+def test_every_file_of_ours_is_part_of_a_program() -> None:
+    there = {path for found in TREE.values() for path in found}
+    used = {path for made in PROGRAMS.values() for path in made["modules"]}
+    assert there - used == {"stages/program.py", *SPARED}
+
+
+def test_nothing_reads_what_a_program_leaves_out() -> None:
+    """A docstring is the help of its command and nothing else; no code reads code as a text."""
+    for path in (file for found in TREE.values() for file in found.values() if file.suffix == ".py"):
+        nodes = list(ast.walk(tree(path)))
+        helps = {
+            id(node.value) for node in nodes if isinstance(node, ast.keyword) and node.arg == "description"
+        }
+        for node in nodes:
+            name = (
+                node.id
+                if isinstance(node, ast.Name)
+                else node.attr
+                if isinstance(node, ast.Attribute)
+                else ""
+            )
+            assert name != "__doc__" or id(node) in helps, path
+            assert name not in ("getsource", "getdoc", "getsourcelines", "linecache", "co_code"), path
 
 
 # 3. Parameters are exact. ------------------------------------------------------------------------------
@@ -153,12 +183,13 @@ def used(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("stage", READERS)
 def test_every_field_of_a_parameter_class_is_used(stage: str) -> None:
-    modules = reached(ROOT / "stages" / f"{stage}.py")
-    classes = {name: fields for path in modules for name, fields in parameter_classes(path).items()}
+    classes = {name: fields for path in modules(stage) for name, fields in parameter_classes(path).items()}
     assert {cls for _, cls in loads(stage)} <= set(classes)
     for name, fields in classes.items():
         assert fields, f"{name} has no field"
-        assert fields - set().union(*map(used, modules)) == set(), f"fields of {name} that nothing reads"
+        assert fields - set().union(*map(used, modules(stage))) == set(), (
+            f"fields of {name} that nothing reads"
+        )
 
 
 @pytest.mark.parametrize(("recipe", "scale"), RECIPES)
@@ -219,20 +250,36 @@ def test_a_stage_reads_its_dependencies_and_writes_its_outputs_alone(
     assert set(did) == set(locked)
     tools = [".dvc", ".dvcignore", ".git", ".gitignore"]  # DVCLive asks which repository it is in
     kept = [str(generate.PARTIAL)]  # answers of a run that was killed, keyed by all that they depend on
-    packages = [f"{folder}/__init__.py" for folder in ("stages", "stages/common")]
     for stage, entry in locked.items():
         deps, outs = ([found["path"] for found in entry.get(kind, [])] for kind in ("deps", "outs"))
         reads, writes = did[stage]["reads"], did[stage]["writes"]
-        known = [*deps, *outs, *tools, *packages, *kept, "params.yaml"]
+        known = [*deps, *outs, *tools, *kept, "params.yaml"]
+        if (own := stage.partition("@")[0]) in PROGRAMS:
+            known += [*PROGRAMS[own]["modules"], *SPARED, program.LOCK]
         assert [path for path in reads if not below(path, known)] == [], f"{stage} reads, but does not name"
         known = [*outs, *tools, *kept]
         assert [path for path in writes if not below(path, known)] == [], f"{stage} writes, but does not name"
-        idle = [
-            dep for dep in deps if not dep.endswith(".py") and not any(below(path, [dep]) for path in reads)
-        ]
+        idle = [dep for dep in deps if not any(below(path, [dep]) for path in reads)]
         idle += [out for out in outs if not any(below(path, [out]) for path in writes)]
         # under `foreach` a source that comes from a package has the folder of the others, too
-        assert idle in ([], ["data/handmade"]), f"{stage} names, but does not touch"
+        assert set(idle) <= {f"programs/{own}.json", "data/handmade"}, f"{stage} names, but does not touch"
+
+
+@pytest.mark.smoke
+def test_a_program_holds_the_packages_that_are_imported(did: dict[str, Any]) -> None:
+    owners = packages_distributions()
+    needs = defaultdict(set, LOCKED.needs)
+    counted = set().union(*(made["packages"] for made in PROGRAMS.values()))
+    spared = program.closure(CHOSEN.harmless, needs, []) - counted
+    for stage, done in did.items():
+        if (own := stage.partition("@")[0]) in PROGRAMS:
+            found = {owner for name in done["imports"] for owner in owners.get(name.partition(".")[0], ())}
+            imported = set(map(program.normal, found))
+            strangers = imported - set(LOCKED.pins)  # somebody's own, which bring what they need
+            lines = chain.from_iterable(requires(name) or () for name in strangers)
+            brought = {program.normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
+            missing = imported - strangers - spared - program.closure(brought, needs, [])
+            assert missing - set(PROGRAMS[own]["packages"]) == set(), f"{stage} imports, but does not name"
 
 
 @pytest.mark.smoke
@@ -241,7 +288,7 @@ def test_no_stage_of_the_demo_connects_and_no_data_stage_loads_a_model_library(d
         assert done["connects"] == set(), stage
         assert done["imports"], "imports are seen"
         if stage.partition("@")[0] in DATA_STAGES:
-            assert done["imports"] & LIBRARIES == set(), stage
+            assert {name.partition(".")[0] for name in done["imports"]} & LIBRARIES == set(), stage
     assert "torch" in did["train"]["imports"]
 
 

@@ -67,8 +67,11 @@ def seedless(params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def inputs(lock: dict[str, Any]) -> dict[str, str]:
-    """What a run was given, by path: code and data that no stage wrote, by hash; our own file is left out."""
-    stages = lock["stages"].values()
+    """What a run was given, by path and hash: data that no stage wrote, and what its stages are made of.
+
+    Our own file is left out, and so is the code as such, of which comments may change.
+    """
+    stages = [stage for name, stage in lock["stages"].items() if name != "program"]
     made = {str(noise.FILE), *(out["path"] for stage in stages for out in stage.get("outs", []))}
     given = (dep for stage in stages for dep in stage.get("deps", []) if dep["path"] not in made)
     return {dep["path"]: dep["md5"] for dep in given}

@@ -163,11 +163,13 @@ def mentioned(text: str) -> str:
 # Parsing ----------------------------------------------------------------------------------------------
 
 _MODULES: dict[str, tuple[str, str]] = {
-    **{
-        name: (f"tree_sitter_{name}", "language")
-        for name in (
-            *("bash", "c", "cpp", "css", "fortran", "go", "html", "java", "javascript", "kotlin", "python"),
-            *("ruby", "rust", "sql", "swift"),
+    **{  # in full, since it is by these texts that the packages are found which a stage is made of
+        module.removeprefix("tree_sitter_"): (module, "language")
+        for module in (
+            *("tree_sitter_bash", "tree_sitter_c", "tree_sitter_cpp", "tree_sitter_css"),
+            *("tree_sitter_fortran", "tree_sitter_go", "tree_sitter_html", "tree_sitter_java"),
+            *("tree_sitter_javascript", "tree_sitter_kotlin", "tree_sitter_python", "tree_sitter_ruby"),
+            *("tree_sitter_rust", "tree_sitter_sql", "tree_sitter_swift"),
         )
     },
     "csharp": ("tree_sitter_c_sharp", "language"),

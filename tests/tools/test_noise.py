@@ -97,10 +97,15 @@ def environment() -> dict[str, str]:
 
 
 def lock(**code: str) -> dict[str, Any]:
-    """A lock of two stages: the second reads what the first wrote, which the seed may change."""
-    deps = [{"path": path, "md5": md5} for path, md5 in {"stages/train.py": "0", **code}.items()]
+    """A lock of two stages: the second reads what the first wrote, which the seed may change.
+
+    Comments in the code may change, too: they are in no program.
+    """
+    deps = [{"path": path, "md5": md5} for path, md5 in {"programs/train.json": "0", **code}.items()]
     wrote = [{"path": "reports/preflight.json", "md5": os.urandom(4).hex()}]
-    return {"stages": {"preflight": {"deps": deps, "outs": wrote}, "train": {"deps": [*deps, *wrote]}}}
+    told = {"deps": [{"path": "stages", "md5": os.urandom(4).hex()}], "outs": deps[:1]}
+    stages = {"preflight": {"deps": deps, "outs": wrote}, "train": {"deps": [*deps, *wrote]}}
+    return {"stages": {"program": told, **stages}}
 
 
 @pytest.fixture
@@ -189,7 +194,7 @@ def test_dvc_makes_the_experiment_and_leaves_the_tree_as_it_is(
             {"params_yaml": {**PARAMS, "train": {"seed": 43, "rate": 0.2}}},
             r"seed-43: train\.rate: 0\.1 and 0\.2; expected another train\.seed",
         ),
-        ({"dvc_lock": lock(**{"stages/train.py": "1"})}, r"seed-43: stages/train\.py: 0 and 1; expected"),
+        ({"dvc_lock": lock(**{"programs/train.json": "1"})}, r"seed-43: programs/train\.json: 0 and 1"),
         ({"dvc_lock": lock(**{"data/benchmarks": "1"})}, r"seed-43: data/benchmarks: None and 1; expected"),
         ({"reports__mix_json": {"kinds": {}}}, r"seed-43: kinds: \['fix', 'write'\] and \[\]; expected"),
         (
