@@ -3,12 +3,17 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections import ChainMap, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Clone, composed, read_rows, read_yaml, write_yaml
+
+from stages.common import files, program
+from stages.common.params import load
 
 pytestmark = pytest.mark.smoke
 
@@ -68,25 +73,54 @@ def graph(clone: Clone) -> Graph:
 
 @pytest.fixture
 def restored(clone: Clone) -> Iterator[Clone]:
-    """The clone, whose tracked files and parameters are put back afterwards."""
-    kept = {path: path.read_bytes() for path in tracked(clone)}
+    """The clone, whose tracked files, lock and programs are put back afterwards."""
+    paths = [*tracked(clone), clone.root / "dvc.lock", *(clone.root / "programs").iterdir()]
+    kept = {path: path.read_bytes() for path in paths}
     yield clone
     for path, content in kept.items():
         if not path.exists() or path.read_bytes() != content:
+            path.unlink(missing_ok=True)  # it may be a link into the cache
             path.write_bytes(content)
 
 
-def tracked(clone: Clone) -> list[Path]:
-    names = clone.checked("git", "ls-files", "params.yaml", "stages", "data", "dvc.yaml").splitlines()
-    return [clone.root / name for name in names]
+def tracked(clone: Clone, *places: str) -> list[Path]:
+    """The files in git under these places, or all that a run may read."""
+    places = places or ("params.yaml", "stages", "data", "dvc.yaml", "conf", program.LOCK)
+    return [clone.root / name for name in clone.checked("git", "ls-files", *places).splitlines()]
 
 
-def changed(clone: Clone) -> set[str]:
-    """The stages that differ from the last run, each for a reason of its own: what `dvc status` lists."""
+def reasons(clone: Clone) -> dict[str, Mapping[str, Any]]:
+    """The stages that differ from the last run and which dependencies make them: what `dvc status` lists."""
     from dvc.repo import Repo
 
     with Repo(str(clone.root)) as repo:
-        return {name.rpartition(":")[2] for name in repo.status()}
+        return {
+            name.rpartition(":")[2]: ChainMap(*(part.get("changed deps", {}) for part in parts))
+            for name, parts in repo.status().items()
+        }
+
+
+def changed(clone: Clone) -> set[str]:
+    return set(reasons(clone))
+
+
+def described(clone: Clone) -> set[str]:
+    """Write what every stage of the clone is made of, as its stage `program` does; those that changed."""
+    chosen = load("program", program.ProgramParams, clone.params)
+    there, locked = program.tree(clone.root), program.lock(clone.root)
+    found = set()
+    for stage in program.stages(there):
+        path, made = clone.root / f"programs/{stage}.json", program.described(stage, chosen, there, locked)
+        if files.read_json(path) != made:
+            files.write_json(path, made)
+            found.add(stage)
+    return found
+
+
+def alter(path: Path) -> None:
+    """Change what a file says: in Python, what it does."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("\nADDED = 1\n" if path.suffix == ".py" else "\n")
 
 
 def outputs(clone: Clone) -> dict[str, bytes]:
@@ -196,13 +230,14 @@ PARAMETERS = [
     ("publish.artifact", "adapter", {"publish"}, {"publish"}),
     ("base.licence", "MIT", {"base"}, {"base", *EVALUATION, *AFTER_MIX} - {"mix"}),
 ]
-CODE = [
+FILES = [
     ("stages/convert.py", every("convert"), every("convert") | AFTER_MIX),
     ("stages/common/chunks.py", every("filter"), every("filter") | every("convert") | AFTER_MIX),
     ("stages/common/card.py", {"mix", "publish"}, AFTER_MIX),
+    ("stages/common/noise.py", {"report"}, REPORTED),
     ("stages/report.html", {"report"}, REPORTED),
-    ("stages/common/jail.py", every("filter") | {"score@base", "score@tuned"}, None),
-    ("stages/common/uris.py", every("fetch", [*SOURCES, "humaneval"]) | {"base", "publish"}, None),
+    ("stages/program.py", set(), set()),
+    ("data/noise.json", {"report"}, REPORTED),
     ("data/benchmarks/reference.jsonl", {"mix", *EVALUATION} - REPORTED, AFTER_MIX | EVALUATION),
 ]
 
@@ -225,28 +260,166 @@ def test_a_parameter_reruns_its_stage_and_what_follows(
     assert graph.touched(direct) == all_touched
 
 
-@pytest.mark.parametrize(("path", "direct", "all_touched"), CODE, ids=[path for path, _, _ in CODE])
+@pytest.mark.parametrize(("path", "direct", "all_touched"), FILES, ids=[path for path, _, _ in FILES])
 def test_a_file_reruns_the_stages_that_use_it(
-    path: str, direct: set[str], all_touched: set[str] | None, restored: Clone, graph: Graph
+    path: str, direct: set[str], all_touched: set[str], restored: Clone, graph: Graph
 ) -> None:
-    with (restored.root / path).open("a", encoding="utf-8") as stream:
-        stream.write("\n")
-    assert changed(restored) == direct
-    touched = graph.touched(direct)
-    if all_touched is not None:
-        assert touched == all_touched
-    if not any(name.startswith("fetch") for name in direct):
-        assert not any(name.startswith("fetch") for name in touched)
+    alter(restored.root / path)
+    described(restored)
+    assert changed(restored) - {"program"} == direct
+    assert graph.touched(direct) == all_touched
+
+
+def declared(clone: Clone) -> dict[str, dict[str, Any]]:
+    """What dvc.yaml says of each stage, for each of its items, with the clone's parameters."""
+    values = read_yaml(clone.params)
+    found = {}
+    for stage, entry in read_yaml(clone.root / "dvc.yaml")["stages"].items():
+        over = entry.get("foreach", [""])
+        items = values[over[2:-1]] if isinstance(over, str) else over
+        for key in items:
+            item = items[key] if isinstance(items, dict) and isinstance(items[key], str) else key
+            text = json.dumps(entry.get("do", entry)).replace("${key}", key).replace("${item}", item)
+            text = text.replace("${train.launcher}", values["train"]["launcher"])
+            found[f"{stage}@{key}" if key else stage] = json.loads(text)
+    return found
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where the values in a tree stand; a list of plain ones is one, and so is what is empty."""
+    inner: Iterable[Any] = value if isinstance(value, dict) else ()
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        inner = range(len(value))
+    if not inner:
+        yield path
+    for key in inner:
+        yield from leaves(value[key], (*path, key))
+
+
+def put(values: Any, path: tuple[Any, ...]) -> None:
+    """Put another value there."""
+    *outer, last = path
+    for key in outer:
+        values = values[key]
+    value = values[last]
+    if last == "launcher":
+        values[last] = "ddp"  # it names a file
+    elif isinstance(value, list):
+        values[last] = [*value, "x"]
+    elif isinstance(value, bool):
+        values[last] = not value
+    else:
+        values[last] = value + 1 if isinstance(value, int | float) else f"{value}x"
+
+
+def test_every_parameter_reruns_the_stages_that_name_its_group(restored: Clone) -> None:
+    """One value of every group is changed at a time; the reasons tell them apart."""
+    values, stages = read_yaml(restored.params), declared(restored)
+    named = {stage: set(entry["params"]) for stage, entry in stages.items()}
+    groups = set().union(*named.values())
+    paths: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for path in leaves(values):
+        (group,) = groups & {path[0], ".".join(map(str, path[:2]))}
+        paths[group].append(path)
+    for number in range(max(map(len, paths.values()))):
+        now = deepcopy(values)
+        touched = {group: path[number] for group, path in paths.items() if number < len(path)}
+        for path in touched.values():
+            put(now, path)
+        write_yaml(restored.params, now)
+        found = reasons(restored)
+        assert set(found) == {stage for stage, names in named.items() if names & set(touched)}, touched
+        for stage, entry in declared(restored).items():
+            if stage in found:
+                others = set(entry["deps"]) - set(stages[stage]["deps"])  # a parameter may name a file
+                assert set(found[stage]) == {"params.yaml", *others}, touched
+                assert set(found[stage]["params.yaml"]) == named[stage] & set(touched), touched
+
+
+def test_every_data_file_reruns_the_stages_that_list_it(restored: Clone) -> None:
+    """One file of every folder is changed at a time; the reasons tell them apart."""
+    deps = {stage: entry["deps"] for stage, entry in declared(restored).items()}
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for path in tracked(restored, "data", "conf/launch"):
+        folders[path.parent].append(path)
+    assert len(folders) == 4
+    for number in range(max(map(len, folders.values()))):
+        touched = [paths[number] for paths in folders.values() if number < len(paths)]
+        kept = {path: path.read_bytes() for path in touched}
+        for path in touched:
+            alter(path)
+        seen = {path.relative_to(restored.root) for path in touched if path.name != "README.md"}  # .dvcignore
+        expected = {
+            stage: {dep for dep in listed if any(path.is_relative_to(dep) for path in seen)}
+            for stage, listed in deps.items()
+        }
+        found = {stage: set(why) for stage, why in reasons(restored).items()}
+        assert found == {stage: why for stage, why in expected.items() if why}, touched
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def test_every_source_file_changes_the_programs_of_the_stages_that_read_it(restored: Clone) -> None:
+    """What a stage reads of our code when it runs is what reruns it."""
+    reads: dict[str, set[str]] = defaultdict(set)
+    for line in restored.watched.read_text(encoding="utf-8").splitlines():
+        stage, what, name = json.loads(line)
+        if what == "reads" and stage != "program":
+            reads[name].add(stage.partition("@")[0])
+    spared = read_yaml(restored.params)["program"]["harmless"]
+    assert described(restored) == set()
+    for path in tracked(restored, "stages"):
+        name = path.relative_to(restored.root)
+        kept = path.read_bytes()
+        alter(path)
+        users = set() if ".".join(name.with_suffix("").parts) in spared else reads[name.as_posix()]
+        assert described(restored) == users, name
+        path.write_bytes(kept)
+        assert described(restored) == users, "it is as it was"
+
+
+def test_a_stage_reruns_for_its_own_program_alone(restored: Clone) -> None:
+    for path in (restored.root / "programs").iterdir():
+        files.write_json(path, {})
+    stages = declared(restored)
+    own = {stage: {f"programs/{stage.partition('@')[0]}.json"} for stage in stages if stage != "program"}
+    found = {stage: set(why) for stage, why in reasons(restored).items()}
+    assert found == {**own, "program": set()}
+
+
+def ran(clone: Clone) -> set[str]:
+    """Run DVC; the stages that it ran."""
+    return set(re.findall(r"Running stage '([^']+)'", clone.checked("dvc", "repro")))
+
+
+def test_comments_docstrings_and_layout_rerun_nothing(restored: Clone) -> None:
+    sources = [path for path in tracked(restored, "stages") if path.suffix == ".py"]
+    options = ["--isolated", "--no-cache", "--line-length=60", "--config=format.quote-style='single'"]
+    restored.checked("ruff", "format", "-q", *options, "stages")
+    for path in sources:
+        text = path.read_text(encoding="utf-8").replace('"""', '"""Said otherwise. ', 1)
+        path.write_text(f"# A comment.\n{text}", encoding="utf-8")
+    assert ran(restored) == {"program"}
+    assert changed(restored) == set()
+
+
+def test_a_pin_reruns_the_stages_that_use_the_package(restored: Clone) -> None:
+    lock = restored.root / program.LOCK
+    text = lock.read_text(encoding="utf-8")
+    lock.write_text(re.sub(r"(?m)^pytest==\S+", "pytest==0.1", text), encoding="utf-8")
+    assert ran(restored) == {"program"}
+    lock.write_text(re.sub(r"(?m)^trl==\S+", "trl==0.1", text), encoding="utf-8")
+    assert described(restored) == {"preflight", "train"}
+    assert changed(restored) == {"program", "preflight", "train"}
+    said = restored.run("dvc", "repro").stderr
+    assert re.search(r"error: trl: [\d.]+ installed; expected 0\.1 \(requirements\.lock; run make ", said)
 
 
 def test_a_change_without_effect_stops_at_its_stage(restored: Clone) -> None:
-    with (restored.root / "stages/convert.py").open("a", encoding="utf-8") as stream:
-        stream.write("\n# nothing changes\n")
-    ran = re.findall(r"Running stage '([^']+)'", restored.checked("dvc", "repro"))
-    assert set(ran) == every("convert")
+    alter(restored.root / "stages/convert.py")
+    assert ran(restored) == {"program", *every("convert")}
     restored.checked("git", "checkout", "-q", "stages/convert.py")
-    again = restored.checked("dvc", "repro")
-    assert "Running stage" not in again, "the run cache answers for what was run before"
+    assert ran(restored) == set(), "the run cache answers for what was run before"
 
 
 # Errors. -----------------------------------------------------------------------------------------------
