@@ -1,0 +1,112 @@
+"""What the locks pin, and whether what is installed is that."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from stages.common.errors import PipelineError
+
+ROOT = Path(__file__).parents[1]
+CUDA = ("requirements.lock",)
+CPU = ("requirements-cpu-torch.lock", "requirements-cpu.lock")
+PYTHONS = ("3.11", "3.12")  # pyproject's requires-python
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of a lock."""
+
+    name: str  # in canonical form: lower case, dashes
+    version: str
+    needed: Requirement  # as it stands there, with its marker
+    hashes: tuple[str, ...]  # "sha256:..." of the files that pip may take
+
+
+def parse(text: str, where: str = "a lock") -> list[Pin]:
+    """The entries of a lock in the form of `pip install --require-hashes`.
+
+    >>> [pin.version for pin in parse("numpy==2.4.6 ; python_version < '3.12' \\\\\\n    --hash=sha256:0f")]
+    ['2.4.6']
+
+    Raises PipelineError for an entry that is not `name==version`.
+    """
+    entries = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*$", "", text)).splitlines()
+    pins = []
+    for entry in filter(str.strip, entries):
+        stated, *hashes = entry.split("--hash=")
+        try:
+            needed = Requirement(stated)
+            (exact,) = needed.specifier
+        except (InvalidRequirement, ValueError):
+            raise PipelineError(f"{where}: {stated.strip()}; expected name==version") from None
+        if exact.operator != "==":
+            raise PipelineError(f"{where}: {stated.strip()}; expected name==version")
+        name = canonicalize_name(needed.name)
+        pins.append(Pin(name, exact.version, needed, tuple(part.strip() for part in hashes)))
+    return pins
+
+
+def read(path: Path) -> list[Pin]:
+    """The entries of a lock file; raises PipelineError where it is missing or holds something else."""
+    try:
+        return parse(path.read_text(encoding="utf-8"), path.name)
+    except FileNotFoundError:
+        raise PipelineError(f"{path.name}: no such file; expected a lock (make lock)") from None
+
+
+def linux(python: str) -> dict[str, str]:
+    """What markers are asked about on Linux x86-64 with that Python, say "3.12"."""
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": f"{python}.0",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_system": "Linux",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+    }
+
+
+def applied(pins: Iterable[Pin], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Versions by name where the markers hold; without an environment, in the running one.
+
+    Raises PipelineError where two entries give one package two versions.
+    """
+    found: dict[str, str] = {}
+    for pin in pins:
+        marker = pin.needed.marker
+        if marker and not marker.evaluate(dict(environment) if environment else None):
+            continue
+        if found.setdefault(pin.name, pin.version) != pin.version:
+            raise PipelineError(f"{pin.name}: {found[pin.name]} and {pin.version}; expected one version")
+    return found
+
+
+def installed() -> dict[str, str]:
+    """Versions of the installed packages by name."""
+    return {canonicalize_name(found.name): found.version for found in metadata.distributions()}
+
+
+def differing(locked: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """What is missing or has another version, a line each. A build tag as in 2.13.0+cpu is no difference."""
+    lines = []
+    for name, version in sorted(locked.items()):
+        has = there.get(name)
+        if has is None:
+            lines.append(f"{name}: not installed; expected {version}")
+        elif Version(has).public != Version(version).public:
+            lines.append(f"{name}: {has}; expected {version}")
+    return lines
+
+
+def chosen(there: Mapping[str, str]) -> tuple[str, ...]:
+    """The locks that an environment was made of: the CUDA set-up has Triton, the CPU one has not."""
+    return CUDA if "triton" in there else CPU
