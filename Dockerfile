@@ -1,22 +1,32 @@
 # The machine of a run: pinned CUDA base, Ubuntu's Python 3.12, the packages of the hashed lock, the code.
 #
-#   docker build --tag coder-agent .                       # CUDA; `make image` says the same
-#   docker build --tag coder-agent:cpu --build-arg LOCKS="requirements-cpu-torch.lock requirements-cpu.lock" .
+#   make image                           # or: docker build --tag coder-agent .
+#   make image DEVICE=cpu                # ... without CUDA's libraries
+#   make repro IN=container              # any target that runs something, in the image, on this checkout
+#   make shell                           # a shell there
+#   make health IN=container             # versions and device; ends with 1 where something is missing
 #
-# The usual way is to mount the checkout over /workspace, so that results, cache and dvc.lock stay in it:
+# What `IN=container` says to the engine: the checkout is mounted over /workspace, so that results, cache and
+# dvc.lock stay in it; the user is you; a named volume keeps what comes from the Hub. By hand:
 #
 #   docker run --rm --init --gpus all --user "$(id -u):$(id -g)" \
-#     --volume "$PWD:/workspace" --volume coder-agent-hub:/var/cache/hub coder-agent
+#     --volume "$PWD:/workspace" --volume coder-agent-hub:/var/cache/hub coder-agent dvc repro
 #
-# `--user` makes what it writes yours; the named volume keeps what comes from the Hub for the next run. The
-# environment is in the image, so call `dvc repro`, `dvc exp run` or `python -m stages.<name>` directly: the
-# make targets would first make a .venv in the checkout. Without a mount the image runs the code that it was
-# built from, and its results go with the container; what needs git (`dvc exp run`, diffs) needs the mount.
+# A DVC cache that checkouts share is mounted where each has its own: --volume /big/cache:/workspace/.dvc/cache.
+# No token is needed to build. To run with one, hand over its name, never its value: --env HF_TOKEN takes it
+# from your environment, or mount a file and name it: --env HF_TOKEN_PATH=/run/secrets/hf_token. Without a
+# mounted checkout the image runs the code that it was built from, and its results go with the container; what
+# needs git (`dvc exp run`, diffs) needs the mount.
+#
+# One base alone: the lock's torch is built for CUDA 13.0 and brings its libraries, so a base of CUDA 12.8 would
+# change nothing. It needs a driver of the 580 series or newer.
+# There is no HEALTHCHECK: it would import torch beside a training run, again and again.
 
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04@sha256:14d94b039cb94bbd5da559f303b46bc4b0d5d6c24ab1a9d7b186e566ed3400dc
 
-# git: DVC's experiments and diffs. nodejs: runs answers in JavaScript, in the sandbox. gcc and the headers: Triton compiles a small launcher on its first use of
-# the GPU, and TRL's loss is a Triton kernel there. One layer, so that the package lists are in none.
+# git: DVC's experiments and diffs. nodejs: runs answers in JavaScript, in the sandbox. gcc and the headers:
+# Triton compiles a small launcher on its first use of the GPU, and TRL's loss is a Triton kernel there.
+# One layer, so that the package lists are in none.
 # Versions: the digest above pins the release, and Ubuntu's archive drops old builds, so a pinned
 # version would soon stop this file from building instead of making it repeatable.
 # hadolint ignore=DL3008
@@ -46,8 +56,10 @@ RUN python3 -m venv /usr/local/venv \
 
 # HOME and USER are set here because a user id given with `--user` has no entry in /etc/passwd, and DVC and
 # torch ask for both. LD_LIBRARY_PATH leaves only the driver's folders: torch brings the CUDA libraries
-# of the lock, and the base's own, of another version, must not come before them.
+# of the lock, and the base's own, of another version, must not come before them. IN tells the Makefile that
+# the environment is the image's, not a .venv.
 ENV HOME=/home/ubuntu \
+    IN=image \
     USER=ubuntu \
     HF_HOME=/var/cache/hub \
     LANG=C.UTF-8 \

@@ -1,14 +1,19 @@
-# `make help` lists the targets. Everything runs in .venv, which `setup` makes from the hashed locks.
+# `make help` lists the targets. Everything runs in .venv, which `setup` makes from the hashed locks; with
+# IN=container in the image instead, on this checkout (the image says IN=image: its environment is there).
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 RECIPE ?= v4
 SCALE ?= demo
+IN ?= host
+ENGINE ?= docker
 IMAGE ?= coder-agent
+DEVICE ?= $(if $(GPU),cuda,cpu)
+GPU := $(shell command -v nvidia-smi)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH := $(if $(filter image,$(IN)),,$(CURDIR)/.venv/bin:)$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
 # Nothing is resolved and nothing unhashed is fetched: the one package that comes as source only is built with
@@ -16,15 +21,48 @@ export PYTHONDONTWRITEBYTECODE := 1
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	--no-build-isolation
 
-COMPILE := uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes --quiet \
-	--custom-compile-command "make lock"
+# uv and the auditor have an environment of their own: nothing of theirs is the pipeline's.
+TOOLS := $(if $(filter image,$(IN)),/tmp/tools,.venv/tools)
+COMPILE := $(abspath $(TOOLS))/bin/uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes \
+	--quiet --custom-compile-command "make lock"
 
-.PHONY: help setup repro show params pin chat review noise test bench lint lock image
+# The tag names all that decides the image's environment, so an old image is never taken for today's.
+TAGGED = $(IMAGE):$(DEVICE)-$(shell cat Dockerfile requirements*.lock | sha256sum | cut -c1-12)
+CPU_LOCKS := requirements-cpu-torch.lock requirements-cpu.lock
+SECRETS := HF_TOKEN HF_ENDPOINT WANDB_API_KEY AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION
+PODMAN := $(findstring podman,$(ENGINE))
+CONTAINER = $(ENGINE) run --rm --init --interactive $$(test -t 0 && echo --tty) \
+	$(if $(GPU),$(if $(PODMAN),--device nvidia.com/gpu=all,--gpus all)) --shm-size 1g \
+	--user "$$(id -u):$$(id -g)" $(if $(PODMAN),--userns keep-id) --security-opt label=disable \
+	--volume "$(CURDIR):/workspace" $(if $(DVC_CACHE),--volume "$(DVC_CACHE):/workspace/.dvc/cache") \
+	--volume "$(or $(HUB_CACHE),coder-agent-hub):/var/cache/hub" $(SECRETS:%=--env %) --env MAKEFLAGS $(TAGGED)
+
+.PHONY: help image shell
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: .venv/ready ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
+image: ## build the container's image (DEVICE=cuda or cpu, ENGINE=docker or podman)
+	@$(ENGINE) build --tag $(IMAGE) --tag $(TAGGED) $(if $(filter cpu,$(DEVICE)),--build-arg LOCKS="$(CPU_LOCKS)") .
+
+shell: ## open a shell in the image, on this checkout
+	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) image
+	@$(CONTAINER) bash
+
+ifeq ($(IN),container)
+
+.DEFAULT:
+	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) image
+	@$(CONTAINER) make $@ IN=image
+
+bench: # a folder has this name, so it needs a rule; and the image's environment takes no peers
+	@echo "bench: IN=container; expected it without, since it installs what it compares with into .venv" >&2; exit 2
+
+else
+
+.PHONY: setup repro show params pin chat review noise test bench lint lock health audit
+
+setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
 .venv/ready: requirements.lock requirements-cpu.lock requirements-cpu-torch.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python %d.%d found; expected 3.11 or 3.12 (make PYTHON=python3.12 ...)" % v)'
@@ -60,6 +98,9 @@ noise: setup ## measure how far trainings with another seed lie apart (a whole r
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin
 
+health: setup ## print versions, device and sandbox; fails where something is missing
+	@python -m tools.health
+
 test: setup ## unit tests, contracts, and the whole pipeline at a tiny size
 	@python -m pytest
 
@@ -74,13 +115,19 @@ bench: setup ## data stages, near-duplicates, sandbox, generation and training a
 lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy
 
-lock: ## resolve requirements.in into the hashed locks (needs uv)
-	$(COMPILE) --output-file requirements.lock
-	$(COMPILE) --output-file requirements-cpu.lock --no-emit-package torch \
+audit: setup $(TOOLS)/ready ## known vulnerabilities of the locked packages, and their licences (docs/licences.md)
+	@python -m tools.audit --auditor $(TOOLS)/bin/pip-audit
+
+lock: $(TOOLS)/ready ## resolve requirements.in into the hashed locks; what is pinned stays where it still fits
+	@$(COMPILE) --output-file requirements.lock
+	@$(COMPILE) --output-file requirements-cpu.lock --no-emit-package torch \
 	  $$(grep -oE '^(nvidia-(cu|nc|nv)[a-z0-9-]+|cuda-[a-z]+|triton|liger-kernel)==' requirements.lock | sed 's/==//; s/^/--no-emit-package /')
+	@cd bench && $(COMPILE) --constraint ../requirements.lock --no-emit-package numpy --output-file requirements.lock
+	@cd .github && $(COMPILE) --output-file requirements.lock
 
-	cd bench && uv pip compile requirements.in --constraint ../requirements.lock --universal --python-version 3.11 \
-	  --generate-hashes --quiet --custom-compile-command "make lock" --no-emit-package numpy --output-file requirements.lock
+$(TOOLS)/ready: .github/requirements.lock
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
 
-image: ## build the container
-	@docker build --tag $(IMAGE) .
+endif
