@@ -23,19 +23,21 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check -
 
 # uv and the auditor have an environment of their own: nothing of theirs is the pipeline's.
 TOOLS := $(if $(filter image,$(IN)),/tmp/tools,.venv/tools)
-COMPILE := $(abspath $(TOOLS))/bin/uv pip compile requirements.in --universal --python-version 3.11 --generate-hashes \
-	--quiet --custom-compile-command "make lock"
+COMPILE := $(abspath $(TOOLS))/bin/uv pip compile requirements.in --universal --python-version 3.11 \
+	--generate-hashes --quiet --custom-compile-command "make lock"
 
 # The tag names all that decides the image's environment, so an old image is never taken for today's.
 TAGGED = $(IMAGE):$(DEVICE)-$(shell cat Dockerfile requirements*.lock | sha256sum | cut -c1-12)
 CPU_LOCKS := requirements-cpu-torch.lock requirements-cpu.lock
-SECRETS := HF_TOKEN HF_ENDPOINT WANDB_API_KEY AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION
+# Handed over by name: what they hold stands neither in the image nor in a command.
+PASSED := HF_TOKEN HF_ENDPOINT WANDB_API_KEY DVC_REMOTE_URL \
+	AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION AWS_ENDPOINT_URL
 PODMAN := $(findstring podman,$(ENGINE))
-CONTAINER = $(ENGINE) run --rm --init --interactive $$(test -t 0 && echo --tty) \
+CONTAINER = $(if $(DVC_CACHE),mkdir -p .dvc/cache "$(DVC_CACHE)" && )$(ENGINE) run --rm --init --interactive $$(test -t 0 && echo --tty) \
 	$(if $(GPU),$(if $(PODMAN),--device nvidia.com/gpu=all,--gpus all)) --shm-size 1g \
 	--user "$$(id -u):$$(id -g)" $(if $(PODMAN),--userns keep-id) --security-opt label=disable \
 	--volume "$(CURDIR):/workspace" $(if $(DVC_CACHE),--volume "$(DVC_CACHE):/workspace/.dvc/cache") \
-	--volume "$(or $(HUB_CACHE),coder-agent-hub):/var/cache/hub" $(SECRETS:%=--env %) --env MAKEFLAGS $(TAGGED)
+	--volume "$(or $(HUB_CACHE),coder-agent-hub):/var/cache/hub" $(PASSED:%=--env %) --env MAKEFLAGS $(TAGGED)
 
 .PHONY: help image shell
 
@@ -60,7 +62,7 @@ bench: # a folder has this name, so it needs a rule; and the image's environment
 
 else
 
-.PHONY: setup repro show params pin chat review noise test bench lint lock health audit
+.PHONY: setup repro show params pin chat review noise test bench lint lock health current check audit
 
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
@@ -115,8 +117,16 @@ bench: setup ## data stages, near-duplicates, sandbox, generation and training a
 lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy
 
-audit: setup $(TOOLS)/ready ## known vulnerabilities of the locked packages, and their licences (docs/licences.md)
-	@python -m tools.audit --auditor $(TOOLS)/bin/pip-audit
+current: setup ## fail unless dvc.lock is that of these files; works without their data
+	@told=$$(dvc repro --dry --allow-missing 2>&1) && ! grep -q '^Running stage' <<< "$$told" || { \
+	  grep -v "didn't change" <<< "$$told" >&2; echo "dvc.lock: not of these files; expected a run (make repro), committed" >&2; exit 1; }
+
+check: $(TOOLS)/ready ## hadolint and zizmor: the Dockerfile and the workflows
+	@$(TOOLS)/bin/hadolint Dockerfile
+	@$(TOOLS)/bin/zizmor --quiet --offline .github/workflows
+
+audit: setup $(TOOLS)/ready ## vulnerabilities and licences of what is locked (CHECK=1: write nothing, and insist)
+	@python -m tools.audit --auditor $(TOOLS)/bin/pip-audit $(if $(CHECK),--check --strict)
 
 lock: $(TOOLS)/ready ## resolve requirements.in into the hashed locks; what is pinned stays where it still fits
 	@$(COMPILE) --output-file requirements.lock
