@@ -188,6 +188,7 @@ import json, os, sys
 
 if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("stages."):
     stage = "@".join(sys.orig_argv[2:4]).removeprefix("stages.")
+    os.environ.pop("DVC_STAGE", None)  # or the check of its inputs reads them all
     root = os.getcwd() + os.sep
     log = os.open(os.environ["WATCHED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     seen = set()

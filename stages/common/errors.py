@@ -13,9 +13,15 @@ class PipelineError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; on a PipelineError print one line to stderr and exit with status 2."""
+    """Call a stage's `main`; on a PipelineError print one line to stderr and exit with status 2.
+
+    Where DVC runs the stage, what it reads is checked before and after (stages/common/integrity.py).
+    """
+    from stages.common import integrity
+
     try:
-        main()
+        with integrity.checked():
+            main()
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
