@@ -62,7 +62,7 @@ bench: # a folder has this name, so it needs a rule; and the image's environment
 
 else
 
-.PHONY: setup repro show params pin chat review noise test bench lint lock health current check audit
+.PHONY: setup repro show params pin chat review noise verify test bench lint lock health current check audit
 
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
@@ -96,6 +96,9 @@ review: setup ## let the trained model judge code: make review DIFF=main, or PAT
 
 noise: setup ## measure how far trainings with another seed lie apart (a whole run for each of SEEDS="43 44")
 	@python -m tools.noise --seeds $(or $(SEEDS),43 44)
+
+verify: setup ## hash all that the last run left, cache and checkpoints too; MEND=1 puts damage right
+	@python -m tools.verify $(if $(MEND),--mend)
 
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin
