@@ -62,7 +62,7 @@ bench: # a folder has this name, so it needs a rule; and the image's environment
 
 else
 
-.PHONY: setup repro show params pin chat review noise verify test bench lint lock health current check audit
+.PHONY: setup repro show params pin chat review compare noise verify test bench lint lock health current check audit
 
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
@@ -93,6 +93,9 @@ chat: setup ## talk to the trained model in the terminal
 
 review: setup ## let the trained model judge code: make review DIFF=main, or PATHS="src app.py"
 	@python -m tools.review $(if $(PATHS),$(PATHS),--diff $(or $(DIFF),HEAD))
+
+compare: setup ## compare runs: make compare REV=main, or REV=v1 WITH=v2 (intervals, tests, answers that flipped)
+	@python -m tools.compare $(or $(REV),main) $(or $(WITH),workspace)
 
 noise: setup ## measure how far trainings with another seed lie apart (a whole run for each of SEEDS="43 44")
 	@python -m tools.noise --seeds $(or $(SEEDS),43 44)

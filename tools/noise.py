@@ -8,55 +8,12 @@ commit's own run become data/noise.json: commit it, and `report` sets the noise 
 """
 
 import argparse
-import io
-import json
 import subprocess
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from stages.common import files, noise
 from stages.common.errors import PipelineError, run
-
-METRICS = "reports/metrics.json"
-MIX = "reports/mix.json"
-PARAMS = "params.yaml"
-LOCK = "dvc.lock"
-
-
-def git(*arguments: str) -> str:
-    """What git says; raises PipelineError with its reason."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
-    except FileNotFoundError:
-        raise PipelineError("git: not found; expected it on the path") from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip().removeprefix("fatal: ").split("\n")[0]
-        raise PipelineError(f"git {arguments[0]}: {said}") from None
-    return done.stdout.decode("utf-8", "replace")
-
-
-def experiments(head: str) -> dict[str, str]:
-    """The experiments of a commit by name: DVC's references are refs/exps/<2 digits>/<the others>/<name>."""
-    folder = f"refs/exps/{head[:2]}/{head[2:]}/"
-    listed = git("for-each-ref", "--format=%(refname) %(objectname)", folder).splitlines()
-    return {name.removeprefix(folder): commit for name, _, commit in (line.partition(" ") for line in listed)}
-
-
-def committed(commit: str, path: str, name: str) -> dict[str, Any]:
-    """A JSON or YAML file of a commit; `name` says in errors whose."""
-    try:
-        text = git("show", f"{commit}:./{path}")
-    except PipelineError:
-        raise PipelineError(f"{name}: no {path}; expected a whole run (make repro), committed") from None
-    try:
-        value = json.loads(text) if path.endswith(".json") else YAML(typ="safe").load(io.StringIO(text))
-    except (ValueError, RecursionError, YAMLError):
-        value = None
-    if not isinstance(value, dict):
-        raise PipelineError(f"{name}: {path} is {text[:40]!r}; expected one mapping")
-    return value
+from tools.revisions import LOCK, METRICS, MIX, PARAMS, experiments, git, mapping
 
 
 def seedless(params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -93,18 +50,18 @@ def repeat(seed: int, name: str) -> None:
 
 def collect(head: str, named: dict[str, str]) -> files.Row:
     """What the file holds: of the commit's own run and of experiments that differ in the seed alone."""
-    own = seedless(committed(head, PARAMS, "HEAD"))
-    given = inputs(committed(head, LOCK, "HEAD"))
+    own = seedless(mapping(head, PARAMS, "HEAD"))
+    given = inputs(mapping(head, LOCK, "HEAD"))
     facts: files.Row = {}
     found: dict[int, dict[str, float]] = {}
     for name, commit in {"HEAD": head, **named}.items():
-        seed, others = seedless(committed(commit, PARAMS, name))
-        metrics = committed(commit, METRICS, name)
-        now = noise.facts(metrics, committed(commit, MIX, name))
+        seed, others = seedless(mapping(commit, PARAMS, name))
+        metrics = mapping(commit, METRICS, name)
+        now = noise.facts(metrics, mapping(commit, MIX, name))
         facts = facts or now
         odd = (
             noise.differing(own[1], others)
-            or noise.differing(given, inputs(committed(commit, LOCK, name)))
+            or noise.differing(given, inputs(mapping(commit, LOCK, name)))
             or noise.differing(facts, now)
         )
         if odd:
@@ -129,7 +86,7 @@ def collect(head: str, named: dict[str, str]) -> files.Row:
 def measure(seeds: list[int]) -> files.Row:
     """Run what is missing, and collect."""
     head = git("rev-parse", "HEAD").strip()
-    own = seedless(committed(head, PARAMS, "HEAD"))[0]
+    own = seedless(mapping(head, PARAMS, "HEAD"))[0]
     if own in seeds:
         raise PipelineError(f"--seeds: {own}; expected other seeds than the commit's own train.seed")
     there = experiments(head)

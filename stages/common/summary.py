@@ -42,11 +42,16 @@ def terminal(found: Iterable[Measure], noise: Noise, significance: float) -> str
                 *constants,
             ]
         )
+    return "\n".join([columns(rows), "", noise.words])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal, the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     ]
-    return "\n".join([*lines, "", noise.words])
+    return "\n".join(lines)
 
 
 def markdown(
@@ -74,9 +79,7 @@ def markdown(
     parts = [
         "## Base against tuned",
         plain(" ".join(sentences)),
-        _table(
-            ("measure", "base", "tuned", "difference (95 %)", f"p < {significance:g}", "seed noise"), rows
-        ),
+        table(("measure", "base", "tuned", "difference (95 %)", f"p < {significance:g}", "seed noise"), rows),
         plain(noise.words),
         "### Gates",
         "\n".join(f"- {'pass' if gate.held else '**FAIL**'}: {plain(str(gate))}" for gate in gates)
@@ -96,14 +99,15 @@ def markdown(
             for row in changes
         ]
         parts.append(
-            _table(("metric", "then", "now", "change", "seed noise"), shown)
+            table(("metric", "then", "now", "change", "seed noise"), shown)
             if shown
             else "No shared metric changed."
         )
     return "\n\n".join([*parts, plain(cost)]) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, the first column to the left."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
