@@ -320,9 +320,17 @@ def held(model: Any) -> Counter[str]:
 
 
 def plan(
-    examples: list[Example], tokens: Any, asked: list[list[int]], chosen: TrainParams, wanted: PreflightParams
+    examples: list[Example],
+    kept: int,
+    tokens: Any,
+    asked: list[list[int]],
+    chosen: TrainParams,
+    wanted: PreflightParams,
 ) -> tuple[files.Row, Promise]:
-    """Every check that needs no weight of the model; returns facts, and what the trainer must come up to."""
+    """Every check that needs no weight of the model; returns facts, and what the trainer must come up to.
+
+    `kept` is how many examples keep a label, `asked` the prompts of all.
+    """
     from transformers import AutoConfig
 
     check_padding(tokens.pad_token_id, tokens.eos_token_id)
@@ -332,7 +340,6 @@ def plan(
     sizes = finetuning.lengths(examples, tokens)
     truncated = check_truncation(sizes, chosen.max_length, wanted.max_truncated)
     say("length", f"{truncated} of {len(sizes)} rows truncated at {chosen.max_length} tokens")
-    kept = len(finetuning.answerable(examples, tokens, chosen))
     check_answers(kept, len(examples), chosen.max_length)
     say("answers", f"{kept} rows keep a label; the longest prompt has {max(map(len, asked))} tokens")
 
@@ -461,11 +468,13 @@ def main() -> None:
     if not examples:
         raise PipelineError(f"{TRAIN}: 0 rows; expected some to train on")
     tokens = finetuning.tokenizer(BASE, chosen)
-    facts, promised = plan(examples, tokens, finetuning.asked(examples, tokens), chosen, wanted)
-    examples = finetuning.answerable(examples, tokens, chosen)
-    examples = finetuning.levelled(examples, finetuning.lengths(examples, tokens), chosen)
     asked = finetuning.asked(examples, tokens)
-    files.write_json(REPORT, facts | rehearse(examples, tokens, asked, chosen, wanted.steps, promised))
+    kept = finetuning.answerable(examples, asked, chosen)
+    facts, promised = plan(examples, len(kept), tokens, asked, chosen, wanted)
+    ordered = finetuning.levelled(kept, finetuning.lengths(kept, tokens), chosen)
+    fed = {example.id: ids for example, ids in zip(examples, asked, strict=True)}
+    prompted = [fed[example.id] for example in ordered]
+    files.write_json(REPORT, facts | rehearse(ordered, tokens, prompted, chosen, wanted.steps, promised))
 
 
 if __name__ == "__main__":

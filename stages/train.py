@@ -134,7 +134,9 @@ def fine_tune(chosen: TrainParams) -> None:
     train, valid = (records.read(Example, MIXED / f"{split}.jsonl") for split in ("train", "valid"))
     tokens = finetuning.tokenizer(BASE, chosen)
     given = len(train)
-    train, valid = (finetuning.answerable(rows, tokens, chosen) for rows in (train, valid))
+    train, valid = (
+        finetuning.answerable(rows, finetuning.asked(rows, tokens), chosen) for rows in (train, valid)
+    )
     if len(train) < given:
         print(f"train: {given - len(train)} examples left out, whose prompt fills {chosen.max_length} tokens")
     sizes = finetuning.lengths(train, tokens)

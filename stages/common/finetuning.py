@@ -178,14 +178,14 @@ def asked(examples: list[Example], tokens: Any) -> list[list[int]]:
     return found
 
 
-def answerable(examples: list[Example], tokens: Any, chosen: TrainParams) -> list[Example]:
+def answerable(examples: list[Example], asked: list[list[int]], chosen: TrainParams) -> list[Example]:
     """The examples of which something is learned: not those whose prompt alone fills the whole length.
 
     With the loss on answers they have no label, and TRL would drop them silently.
     """
     if chosen.loss == "full":
         return examples
-    pairs = zip(examples, asked(examples, tokens), strict=True)
+    pairs = zip(examples, asked, strict=True)
     return [example for example, ids in pairs if len(ids) < chosen.max_length]
 
 
