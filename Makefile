@@ -48,13 +48,13 @@ image: ## build the container's image (DEVICE=cuda or cpu, ENGINE=docker or podm
 	@$(ENGINE) build --tag $(IMAGE) --tag $(TAGGED) $(if $(filter cpu,$(DEVICE)),--build-arg LOCKS="$(CPU_LOCKS)") .
 
 shell: ## open a shell in the image, on this checkout
-	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) image
+	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) --no-print-directory image
 	@$(CONTAINER) bash
 
 ifeq ($(IN),container)
 
 .DEFAULT:
-	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) image
+	@$(ENGINE) image inspect $(TAGGED) > /dev/null 2>&1 || $(MAKE) --no-print-directory image
 	@$(CONTAINER) make $@ IN=image
 
 bench: # a folder has this name, so it needs a rule; and the image's environment takes no peers
