@@ -124,8 +124,10 @@ lint: setup ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy
 
 current: setup ## fail unless dvc.lock is that of these files; works without their data
+	@dvc repro --quiet program
 	@told=$$(dvc repro --dry --allow-missing 2>&1) && ! grep -q '^Running stage' <<< "$$told" || { \
-	  grep -v "didn't change" <<< "$$told" >&2; echo "dvc.lock: not of these files; expected a run (make repro), committed" >&2; exit 1; }
+	  grep -v "didn't change" <<< "$$told" >&2; \
+	  echo "dvc.lock: not of these files; expected a run (make repro), committed" >&2; exit 1; }
 
 check: $(TOOLS)/ready ## hadolint and zizmor: the Dockerfile and the workflows
 	@$(TOOLS)/bin/hadolint Dockerfile

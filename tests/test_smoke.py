@@ -511,3 +511,26 @@ def test_an_experiment_composes_its_parameters(clone: Clone) -> None:
     said = done.stdout + done.stderr
     assert "'filter@coding'" in said and "@fixes" not in said, said
     assert clone.params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "current"),
+    [
+        (None, "", True),
+        ("fetch", "# a comment", True),
+        ("fetch", "CHANGED = 1", False),  # its inputs are in git: DVC says that it would run
+        ("score", "CHANGED = 1", False),  # its inputs are not: DVC says that they are missing
+    ],
+)
+def test_a_clone_without_data_knows_whether_the_lock_is_current(
+    module: str | None, line: str, current: bool, clone: Clone, tmp_path: Path
+) -> None:
+    clone.checked("git", "clone", "-q", ".", str(tmp_path / "fresh"))
+    fresh = Clone(tmp_path / "fresh", tmp_path)
+    (fresh.root / "dvc.lock").write_bytes((clone.root / "dvc.lock").read_bytes())
+    if module:
+        with (fresh.root / f"stages/{module}.py").open("a") as file:
+            file.write(f"\n{line}\n")
+    done = fresh.run("make", "current", "IN=image")
+    assert (done.returncode == 0) == current, done.stderr
+    assert ("dvc.lock: not of these files" in done.stderr) != current
