@@ -62,7 +62,7 @@ bench: # a folder has this name, so it needs a rule; and the image's environment
 
 else
 
-.PHONY: setup repro show params pin chat review compare noise verify test bench lint lock health current check audit
+.PHONY: setup repro show params pin chat review compare noise verify hermetic test bench lint lock health current check audit
 
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
@@ -102,6 +102,9 @@ noise: setup ## measure how far trainings with another seed lie apart (a whole r
 
 verify: setup ## hash all that the last run left, cache and checkpoints too; MEND=1 puts damage right
 	@python -m tools.verify $(if $(MEND),--mend)
+
+hermetic: setup ## does any stage read, write or reach what dvc.yaml does not name? (all of it, tiny; or STAGE="mix filter")
+	@python -m tools.hermetic $(STAGE)
 
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin

@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT, Clone, composed, read_rows, read_yaml
 from ruamel.yaml import YAML
 
-from stages import generate
 from stages.common import program, prompts
 from stages.common.params import load
+from tools import hermetic
 
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 STAGES = sorted(PIPELINE)
@@ -227,53 +227,48 @@ LIBRARIES = {"torch", "transformers", "trl", "peft", "datasets", "pandas"}
 
 
 @pytest.fixture(scope="module")
-def did(clone: Clone) -> dict[str, dict[str, set[str]]]:
-    """What each stage of the clone did: by stage, what it reads, writes, imports and connects to."""
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for line in clone.watched.read_text(encoding="utf-8").splitlines():
-        stage, what, name = json.loads(line)
-        found[stage][what].add(
-            re.sub(r"(^|/)\.([^/]+)\.part(?=/|$)", r"\1\2", name)
-        )  # its name when it is whole
-    return found
+def did(clone: Clone) -> hermetic.Doings:
+    """What each stage of the clone did, as the kernel saw it."""
+    return hermetic.noted(clone.scratch / hermetic.LOG)
 
 
-def below(path: str, places: list[str]) -> bool:
-    return any(path == place or path.startswith(f"{place}/") for place in places)
+@pytest.fixture(scope="module")
+def stages(clone: Clone) -> list[hermetic.Stage]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in clone.environment.items():
+            patch.setenv(name, value)
+        return hermetic.pipeline(clone.root)
 
 
 @pytest.mark.smoke
-def test_a_stage_reads_its_dependencies_and_writes_its_outputs_alone(
-    clone: Clone, did: dict[str, Any]
+def test_a_stage_does_what_dvc_yaml_names_and_nothing_else(
+    clone: Clone, did: hermetic.Doings, stages: list[hermetic.Stage]
 ) -> None:
-    locked = read_yaml(clone.root / "dvc.lock")["stages"]
-    assert set(did) == set(locked)
-    tools = [".dvc", ".dvcignore", ".git", ".gitignore"]  # DVCLive asks which repository it is in
-    kept = [str(generate.PARTIAL)]  # answers of a run that was killed, keyed by all that they depend on
-    for stage, entry in locked.items():
-        deps, outs = ([found["path"] for found in entry.get(kind, [])] for kind in ("deps", "outs"))
-        reads, writes = did[stage]["reads"], did[stage]["writes"]
-        known = [*deps, *outs, *tools, *kept, "params.yaml"]
-        if (own := stage.partition("@")[0]) in PROGRAMS:
-            known += [*PROGRAMS[own]["modules"], *SPARED, program.LOCK]
-        assert [path for path in reads if not below(path, known)] == [], f"{stage} reads, but does not name"
-        known = [*outs, *tools, *kept]
-        assert [path for path in writes if not below(path, known)] == [], f"{stage} writes, but does not name"
-        idle = [dep for dep in deps if not any(below(path, [dep]) for path in reads)]
-        idle += [out for out in outs if not any(below(path, [out]) for path in writes)]
-        # under `foreach` a source that comes from a package has the folder of the others, too
-        assert set(idle) <= {f"programs/{own}.json", "data/handmade"}, f"{stage} names, but does not touch"
+    assert set(did) == {stage.name for stage in stages}
+    text, count = hermetic.verdict(stages, did, clone.places)
+    assert count == 0, text
+    assert "looks for" not in text
+    idle = {
+        Path(path).relative_to(clone.root)
+        for stage in stages
+        for path in hermetic.idle(stage, did[stage.name])
+    }
+    # under `foreach` a source that comes from a package has the folder of the others, too
+    assert idle == {Path("data/handmade")}
+    for stage in stages:
+        assert any(hermetic.below(path, stage.deps) for path in did[stage.name]["reads"]), "reads are seen"
+        assert not did[stage.name]["connects"] - hermetic.NAMES, "the demo needs no network"
 
 
 @pytest.mark.smoke
-def test_a_program_holds_the_packages_that_are_imported(did: dict[str, Any]) -> None:
+def test_a_program_holds_the_packages_that_are_imported(did: hermetic.Doings) -> None:
     owners = packages_distributions()
     needs = defaultdict(set, LOCKED.needs)
     counted = set().union(*(made["packages"] for made in PROGRAMS.values()))
     spared = program.closure(CHOSEN.harmless, needs, []) - counted
     for stage, done in did.items():
         if (own := stage.partition("@")[0]) in PROGRAMS:
-            found = {owner for name in done["imports"] for owner in owners.get(name.partition(".")[0], ())}
+            found = {owner for name in hermetic.imports(done) for owner in owners.get(name.partition(".")[0], ())}
             imported = set(map(program.normal, found))
             strangers = imported - set(LOCKED.pins)  # somebody's own, which bring what they need
             lines = chain.from_iterable(requires(name) or () for name in strangers)
@@ -283,13 +278,13 @@ def test_a_program_holds_the_packages_that_are_imported(did: dict[str, Any]) -> 
 
 
 @pytest.mark.smoke
-def test_no_stage_of_the_demo_connects_and_no_data_stage_loads_a_model_library(did: dict[str, Any]) -> None:
+def test_no_data_stage_loads_a_model_library(did: hermetic.Doings) -> None:
     for stage, done in did.items():
-        assert done["connects"] == set(), stage
-        assert done["imports"], "imports are seen"
+        loaded = {name.partition(".")[0] for name in hermetic.imports(done)}
+        assert loaded, "imports are seen"
         if stage.partition("@")[0] in DATA_STAGES:
-            assert {name.partition(".")[0] for name in done["imports"]} & LIBRARIES == set(), stage
-    assert "torch" in did["train"]["imports"]
+            assert loaded & LIBRARIES == set(), stage
+    assert "torch" in {name.partition(".")[0] for name in hermetic.imports(did["train"])}
 
 
 # 6. No row vanishes. -----------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 import qwen
-from conftest import ROOT, Clone, copy_repository, read_rows, read_yaml, write_yaml
+from conftest import ROOT, Clone, read_rows, read_yaml, write_yaml
 from hub import Hub
+
+from tools import tiny
 
 pytestmark = pytest.mark.full
 
@@ -143,13 +145,12 @@ def full(tmp_path_factory: pytest.TempPathFactory, fixes: list[dict[str, str]]) 
     with Hub(repos, writers={TOKEN: "owner"}) as hub:
         clone = Clone(scratch / "copy", scratch)
         clone.hub = hub  # type: ignore[attr-defined]
-        copy_repository(clone.root)
+        tiny.copy_repository(ROOT, clone.root)
         seen = hub.environment(scratch / "hub")
         clone.environment |= {name: value for name, value in seen.items() if name.startswith("HF_")}
         clone.environment["no_proxy"] = "127.0.0.1"
         clone.checked("python", "-m", "conf.pin")
-        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "Copy"]):
-            clone.checked("git", *command)
+        tiny.commit(clone.root, clone.environment)
         yield clone
 
 
