@@ -167,8 +167,8 @@ def code(stage: Stage, root: str) -> set[str]:
 Right = Callable[[str], bool]
 
 
-def rules(stage: Stage, made: set[str], places: Places) -> dict[str, tuple[Right, str]]:
-    """For all that is noted: whether it is right, and what was expected where it is not."""
+def rules(stage: Stage, made: set[str], places: Places) -> dict[str, Right]:
+    """For all that a stage can do: whether it may."""
     kept = {os.path.join(places.root, os.path.expanduser(path)) for path in KEPT.get(stage.kind, ())}  # noqa: PTH111, PTH118
     passing = {path for path in made if folder(path) in set(map(folder, stage.outs))}
     written = {*stage.outs, *kept, *passing, *DEVICES, *places.free}
@@ -188,29 +188,42 @@ def rules(stage: Stage, made: set[str], places: Places) -> dict[str, tuple[Right
     def connects(name: str) -> bool:
         return below(name, written | NAMES) if name.startswith("/") else networked
 
-    offline = f"no connection (only {' and '.join(NETWORK)} may)"
     return {
-        **dict.fromkeys(("reads", "runs"), (reads, "a dep")),
-        "lists": (lists, "a dep"),
-        **dict.fromkeys(("writes", "makes", "removes"), (writes, "an out")),
-        **dict.fromkeys(("connects", "binds"), (connects, offline)),
-        "leaves": (lambda _: False, "that it ends with the stage"),
+        **dict.fromkeys(("reads", "runs"), reads),
+        "lists": lists,
+        **dict.fromkeys(("writes", "makes", "removes"), writes),
+        **dict.fromkeys(("connects", "binds"), connects),
+        "leaves": lambda _: False,
     }
 
 
+def expected(what: str, name: str, places: Places) -> str:
+    """What should have been instead of a violation."""
+    if what in ("connects", "binds"):
+        return f"that only {' and '.join(NETWORK)} talk to others"
+    if what == "leaves":
+        return "that it ends with the stage"
+    if not below(name, [places.root]):
+        return "nothing outside the project, but what `KEPT` names (tools/hermetic.py)"
+    return f"it among the stage's {'outs' if what in ('writes', 'makes', 'removes') else 'deps'} (dvc.yaml)"
+
+
 def violations(stage: Stage, done: Mapping[str, set[str]], places: Places) -> list[Violation]:
-    """What a stage did that dvc.yaml does not name."""
+    """What a stage did that dvc.yaml does not name; what it only opened for writing counts as read."""
+    right = rules(stage, done.get("gone", set()), places)
+    kept = done.get("kept", set())
+    did = {**done, "reads": done.get("reads", set()) | kept, "writes": done.get("writes", set()) - kept}
     return [
-        Violation(stage.name, what, name, expected)
-        for what, (right, expected) in rules(stage, done.get("gone", set()), places).items()
-        for name in sorted(done.get(what, ()))
-        if not right(name)
+        Violation(stage.name, what, name, expected(what, name, places))
+        for what in right
+        for name in sorted(did.get(what, ()))
+        if not right[what](name)
     ]
 
 
 def sought(stage: Stage, done: Mapping[str, set[str]], places: Places) -> list[str]:
     """The files that a stage would read if they were there, of the project and not named in dvc.yaml."""
-    right, _ = rules(stage, set(), places)["reads"]
+    right = rules(stage, set(), places)["reads"]
     return [name for name in sorted(done.get("seeks", ())) if below(name, [places.root]) and not right(name)]
 
 

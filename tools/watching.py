@@ -12,6 +12,7 @@ The log gets a line of JSON `[stage, what, name]` for each thing done, once. `wh
     writes         a file, a folder, a link: makes it, changes it, or changes its mode, owner or times
     removes        it, or gives it another name
     gone           what was made and is not there at the end
+    kept           what was opened for writing (as SQLite opens whatever it reads) and is as it was at the end
     runs           a program
     connects       to host:port, or to a Unix socket that lies in a folder; `binds` where it takes that name
     leaves         a process that runs on after its end
@@ -232,6 +233,7 @@ class Notes:
     root: str
     log: int
     seen: set[Done] = field(default_factory=set)
+    before: dict[str, int] = field(default_factory=dict)  # when each file that is written was changed
 
     def add(self, done: Done) -> None:
         """Note it, once."""
@@ -239,11 +241,27 @@ class Notes:
             self.seen.add(done)
             os.write(self.log, (json.dumps([self.stage, *done]) + "\n").encode())
 
+    def look(self, done: list[Done]) -> None:
+        """Remember how the files were before they are opened for writing."""
+        self.before |= {
+            name: changed(name) for what, name in done if what == "writes" and name not in self.before
+        }
+
     def close(self) -> None:
-        """Note what was made and is gone."""
+        """Note what was made and is gone, and what was opened for writing and is unchanged."""
         for what, name in sorted(self.seen):
             if what == "makes" and not os.path.lexists(name):
                 self.add(("gone", name))
+            elif what == "writes" and changed(name) == self.before[name]:
+                self.add(("kept", name))
+
+
+def changed(path: str) -> int:
+    """When a file or what is known of it was changed last, which nobody can set; 0 where there is none."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_ctime_ns  # noqa: PTH116
+    except FileNotFoundError:
+        return 0
 
 
 def secluded(thread: int, root: str) -> bool:
@@ -268,6 +286,7 @@ def answer(listener: int, notes: Notes) -> None:
         done.append(("hides", Path(f"/proc/{thread}/comm").read_text(encoding="utf-8").strip()))
     except OSError:
         pass  # it is gone, or gave an address that the kernel will refuse, too
+    notes.look(done)
     with suppress(OSError):  # it was killed: the call is not made
         fcntl.ioctl(listener, SEND, REPLY.pack(number, 0, 0, GO_ON))
         for each in done:
