@@ -268,7 +268,9 @@ def test_a_program_holds_the_packages_that_are_imported(did: hermetic.Doings) ->
     spared = program.closure(CHOSEN.harmless, needs, []) - counted
     for stage, done in did.items():
         if (own := stage.partition("@")[0]) in PROGRAMS:
-            found = {owner for name in hermetic.imports(done) for owner in owners.get(name.partition(".")[0], ())}
+            found = {
+                owner for name in hermetic.imports(done) for owner in owners.get(name.partition(".")[0], ())
+            }
             imported = set(map(program.normal, found))
             strangers = imported - set(LOCKED.pins)  # somebody's own, which bring what they need
             lines = chain.from_iterable(requires(name) or () for name in strangers)

@@ -27,8 +27,9 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.common import files
+from stages.common import files, program
 from stages.common.errors import PipelineError, run
+from stages.common.params import load
 from tools import tiny, watching
 
 PARAMS, LOG = "params.yaml", "watched.jsonl"
@@ -115,8 +116,8 @@ def module(path: str) -> str:
 def pipeline(root: Path) -> list[Stage]:
     """The stages of a project, each after those that it depends on."""
     import networkx  # type: ignore[import-untyped]
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
     try:
         with Repo(str(root)) as repo:
@@ -156,12 +157,15 @@ def imports(done: Mapping[str, set[str]]) -> set[str]:
 
 
 def code(stage: Stage, root: str) -> set[str]:
-    """The modules that a stage's deps name, themselves or by a program file, and those of their packages."""
-    found = {dep for dep in stage.deps if dep.endswith(".py")}
-    for dep in stage.deps:
-        if folder(dep) == f"{root}/programs" and os.path.isfile(dep):  # noqa: PTH113
-            found |= {f"{root}/{path}" for path in files.needed(Path(dep), "modules")["modules"]}
-    return found | {str(parent / "__init__.py") for path in found for parent in Path(path).parents}
+    """The files that a stage's program file stands for: modules, harmless ones too, and the lock."""
+    described = [Path(dep) for dep in stage.deps if folder(dep) == f"{root}/programs"]
+    if not described:
+        return set()
+    there, chosen = program.tree(Path(root)), load("program", program.ProgramParams, Path(root, PARAMS))
+    found = {program.LOCK, *(path for name in chosen.harmless for path in there.get(name, ()))}
+    for path in described:
+        found |= set(files.needed(path, "modules")["modules"])
+    return {f"{root}/{path}" for path in found}
 
 
 Right = Callable[[str], bool]
@@ -228,11 +232,9 @@ def sought(stage: Stage, done: Mapping[str, set[str]], places: Places) -> list[s
 
 
 def idle(stage: Stage, done: Mapping[str, set[str]]) -> list[str]:
-    """What a stage names, but for code, and does not touch."""
+    """What a stage names, but for its program file, and does not touch."""
     touched = set().union(*done.values())
-    named = (
-        path for path in stage.deps | stage.outs if not path.endswith(".py") and "/programs/" not in path
-    )
+    named = (path for path in stage.deps | stage.outs if "/programs/" not in path)
     return sorted(path for path in named if not any(below(name, [path]) for name in touched))
 
 

@@ -38,12 +38,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.common import jail
+from stages.common import integrity, jail
 from stages.common.errors import PipelineError
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHELL = "/bin/sh"
-RUN = "from stages.common.errors import run; run(main)"
 LOG, ROOT = "HERMETIC_LOG", "HERMETIC_ROOT"  # variables: where to note, and the project's folder
 GRACE = 2.0  # seconds in which processes may end that outlive the command
 
@@ -348,7 +347,7 @@ def start(command: str, environment: Mapping[str, str]) -> tuple[int, int]:
 def install(folder: Path, root: Path, log: Path) -> dict[str, str]:
     """Write the script into a folder; returns the variables with which DVC runs its stages by it."""
     script = folder / "watched"
-    begin = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from {__name__} import main; {RUN}"
+    begin = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from {__name__} import main; main()"
     line = f'exec {shlex.quote(sys.executable)} -c {shlex.quote(begin)} "$@"'
     script.write_text(f"#!{SHELL}\n{line}\n", encoding="utf-8")
     script.chmod(0o755)
@@ -356,13 +355,15 @@ def install(folder: Path, root: Path, log: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Be a shell, by `run`: `-c <command>`."""
+    """Be a shell: `-c <command>`."""
     environment = dict(os.environ)
     log, root = environment.pop(LOG), environment.pop(ROOT)  # `install` sets them
-    notes = Notes(
-        environment["DVC_STAGE"], root, os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-    )
-    listener, process = start(sys.argv[2], {**environment, "SHELL": SHELL})
+    stage = environment.pop(integrity.STAGE)  # without it no stage checks, and so reads, all its inputs
+    notes = Notes(stage, root, os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC))
+    try:
+        listener, process = start(sys.argv[2], {**environment, "SHELL": SHELL})
+    except PipelineError as error:
+        sys.exit(f"error: {error}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it from the terminal, too
     signal.signal(signal.SIGTERM, lambda *_: os.kill(process, signal.SIGTERM))
     status = supervise(listener, process, notes)
