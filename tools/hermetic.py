@@ -2,13 +2,12 @@
 
     python -m tools.hermetic                     # the whole pipeline at a tiny size: two minutes
     python -m tools.hermetic mix filter@fixes    # these stages as they are, on the files that are there
-    python -m tools.hermetic --here              # what `dvc repro` finds to do, in the working tree itself
 
-But for the last, all is done in a copy in a temporary folder. The kernel tells what a stage does, native
-code and other programs included (`tools.watching` says how, and what it cannot see). Allowed beside `deps`
-and `outs` are params.yaml (its keys are DVC's to watch), what is installed (Python, its packages, the
-system), the folder for temporary files, a file beside an out that is gone at the end, and what `KEPT` names.
-Exit status: 1 where a stage does anything else, 2 where it could not be run.
+All is done in a copy in a temporary folder. The kernel tells what a stage does, native code and other
+programs included (`tools.watching` says how, and what it cannot see). Allowed beside `deps` and `outs` are
+params.yaml (its keys are DVC's to watch), what is installed (Python, its packages, the system), the folder
+for temporary files, a file beside an out that is gone at the end, and what `KEPT` names. Exit status: 1 where
+a stage does anything else, 2 where it could not be run.
 """
 
 import argparse
@@ -44,16 +43,23 @@ INSTALLED = {os.path.realpath(place) for place in (sys.prefix, sys.base_prefix)}
 NETWORK = ("fetch", "base")  # may connect, and read outside the project: the origins that params.yaml names
 CACHE = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
 HUB = os.environ.get("HF_HOME") or f"{CACHE}/huggingface"
+COMPILED = ("~/.triton", "~/.nv")  # kernels for the GPU, by a key of their source
 # What a stage may read and write beside its deps and outs, and why that does not change what it makes.
 KEPT = {
     "fetch": [HUB],  # files by their hash
     "base": [HUB],
     "filter": [f"{CACHE}/python-entrypoints"],  # bandit's plugins, by a key of all that is installed
+    "preflight": [*COMPILED],
     "train": [
-        *(".partial", "runs"),  # checkpoints by a key of all that they depend on; curves for people
+        *(
+            ".partial",
+            "runs",
+            *COMPILED,
+        ),  # checkpoints by a key of all that they depend on; curves for people
         *(".git", ".gitignore", ".dvc", ".dvcignore"),  # DVCLive asks which repository it is in
     ],
-    "generate": [".partial"],  # answers by a key of all that they depend on
+    "export": [*COMPILED],
+    "generate": [".partial", *COMPILED],  # answers by a key of all that they depend on
     "report": [".git", ".mailmap"],  # the last committed run, for comparison; DVC has no way to name it
 }
 
@@ -378,24 +384,18 @@ def main() -> None:
     parser.add_argument(
         "stages", nargs="*", help="as `dvc stage list` names them; `filter` is all of filter@..."
     )
-    parser.add_argument("--here", action="store_true", help="in the working tree itself, what is out of date")
-    arguments = parser.parse_args()
-    source, names = Path.cwd().resolve(), arguments.stages
+    names = parser.parse_args().stages
+    source = Path.cwd().resolve()
     stages = resolved(source, names)
     with tempfile.TemporaryDirectory(prefix="hermetic-") as folder:
         scratch = Path(folder).resolve()
-        chosen = [stage.name for stage in stages] if names else []
-        if arguments.here:
-            root, environment, options = source, dict(os.environ), chosen
-        else:
-            environment = tiny.environment(scratch)
-            root = copied(stages, not names, source, scratch, environment)
-            options = ["--single-item", "--force", "--no-commit", *chosen] if names else []
+        environment = tiny.environment(scratch)
+        root = copied(stages, not names, source, scratch, environment)
         environment, places = watched(root, scratch, environment)
-        failure = reproduce(options, root, environment, len(stages))
+        one = ["--single-item", "--force", "--no-commit", *(stage.name for stage in stages)]
+        failure = reproduce(one if names else [], root, environment, len(stages))
         did = noted(scratch / LOG)
-        ran = [stage for stage in resolved(root, []) if stage.name in did]
-        text, count = verdict(ran, did, places)
+        text, count = verdict([stage for stage in resolved(root, []) if stage.name in did], did, places)
     print(text)
     if failure:
         raise PipelineError(failure)

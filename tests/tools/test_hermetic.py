@@ -278,5 +278,3 @@ def test_stages_are_tried_in_a_copy_and_each_violation_is_told(root: Path) -> No
     status, said, wrong = command("broken")
     assert status == 2 and "note: broken looks for nothing, which is no dep" in said
     assert "nothing: No such file" in wrong and wrong.endswith("expected 0 (it says why above)\n")
-    status, said, _ = command("--here", "good")
-    assert status == 0 and (root / "good.txt").is_file()
