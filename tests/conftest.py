@@ -162,3 +162,20 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     made.checked("dvc", "repro")
     made.environment = unwatched
     return made
+
+
+@pytest.fixture(scope="session")
+def committed(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A copy of the clone, with the run committed on the branch main."""
+    scratch = tmp_path_factory.mktemp("shared")
+    shutil.copytree(clone.root, scratch / "copy", symlinks=True)
+    made = Clone(scratch / "copy", scratch)
+    for command in (["branch", "-M", "main"], ["add", "-A"], ["commit", "-q", "-m", "Run"]):
+        made.checked("git", *command)
+    return made
+
+
+def cloned(origin: Clone, scratch: Path) -> Clone:
+    """What git gives to somebody else: no cache and no outputs."""
+    origin.checked("git", "clone", "-q", str(origin.root), str(scratch / "copy"))
+    return Clone(scratch / "copy", scratch)

@@ -6,6 +6,7 @@ The commit "" stands for the working tree.
 import hashlib
 import io
 import json
+import logging
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -185,24 +186,13 @@ def cached(wanted: Mapping[str, str]) -> tuple[dict[str, bytes], str]:
 
 
 def _of_dvc(wanted: list[str]) -> tuple[dict[str, bytes], str]:
-    from dvc.config import NoRemoteError
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc_data.hashfile.hash_info import HashInfo
 
     why = ""
-    try:
-        with Repo() as repo:
-            places = {key: Path(repo.cache.local.oid_to_path(key)) for key in wanted}
-            if absent := [key for key, place in places.items() if not place.exists()]:
-                try:
-                    repo.cloud.pull([HashInfo("md5", key) for key in absent])
-                except NoRemoteError:
-                    why = "they are not in DVC's cache, and no remote is set (dvc remote add --default)"
-                else:
-                    why = "they are neither in DVC's cache nor on its remote (dvc push, where they were made)"
-    except (DvcException, OSError) as error:
-        return {}, f"DVC cannot bring them: {' '.join(str(error).split())}"
+    with Repo() as repo:
+        places = {key: Path(repo.cache.local.oid_to_path(key)) for key in wanted}
+        if absent := [key for key, place in places.items() if not place.exists()]:
+            why = _pulled(repo, absent)
     found = {key: place.read_bytes() for key, place in places.items() if place.exists()}
     for key, data in found.items():
         if md5(data) != key:
@@ -210,3 +200,18 @@ def _of_dvc(wanted: list[str]) -> tuple[dict[str, bytes], str]:
                 f"{places[key]}: damaged; expected MD5 {key} (delete it, then dvc pull or dvc repro)"
             )
     return found, why if len(found) < len(wanted) else ""
+
+
+def _pulled(repo: Any, wanted: list[str]) -> str:
+    """Bring objects from the remote into the cache; returns why some may be missing still."""
+    from dvc.config import NoRemoteError
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of what we say ourselves
+    try:
+        repo.cloud.pull([HashInfo("md5", key) for key in wanted])
+    except NoRemoteError:
+        return "they are not in DVC's cache, and no remote is set (dvc remote add --default)"
+    except Exception as error:  # noqa: BLE001  (every kind of remote raises errors of its own)
+        return f"DVC's remote does not answer: {type(error).__name__}: {' '.join(str(error).split())}"
+    return "they are neither in DVC's cache nor on its remote (dvc push, where they were made)"

@@ -364,6 +364,21 @@ def test_a_remote_brings_the_answers(
     assert "neither in DVC's cache nor on its remote" in found.notes[0] and "other" not in found.notes[0]
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/cache", "https://127.0.0.1:9/cache", "/nowhere/at/all"])
+def test_a_remote_that_fails_is_said_and_stops_nothing(
+    url: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    repository.commit()
+    repository.forget()
+    subprocess.run(["dvc", "remote", "add", "-q", "-d", "store", url], check=True)
+    found = compared("main", "other")
+    assert found.sides[0].flips is None and len(found.sides[0].compared) == 9
+    assert len(found.notes) == 1 and "remote" in found.notes[0]
+
+
 def test_a_damaged_object_is_not_read(repository: Repository) -> None:
     key = revisions.outputs(runs.read(revisions.revision("main")).lock)["reports/verdicts/tuned.jsonl"]
     repository.write(f".dvc/cache/files/md5/{key[:2]}/{key[2:]}", "{}")
