@@ -178,7 +178,6 @@ def _tell(node: Any, say: Callable[[str], None], imports: set[str], texts: set[s
     kind = node.__class__
     say(kind.__name__)
     if kind is ast.Constant:
-        say(node.value.__class__.__name__)
         say(ascii(node.value))
         if node.value.__class__ is str:
             texts.add(node.value)
