@@ -28,6 +28,7 @@ COMPILE := $(abspath $(TOOLS))/bin/uv pip compile requirements.in --universal --
 
 # The tag names all that decides the image's environment, so an old image is never taken for today's.
 TAGGED = $(IMAGE):$(DEVICE)-$(shell cat Dockerfile requirements*.lock | sha256sum | cut -c1-12)
+LOCKS := requirements.lock requirements-cpu.lock bench/requirements.lock .github/requirements.lock
 CPU_LOCKS := requirements-cpu-torch.lock requirements-cpu.lock
 # Handed over by name: what they hold stands neither in the image nor in a command.
 PASSED := HF_TOKEN HF_ENDPOINT WANDB_API_KEY DVC_REMOTE_URL \
@@ -139,12 +140,15 @@ check: $(TOOLS)/ready ## hadolint and zizmor: the Dockerfile and the workflows
 audit: setup $(TOOLS)/ready ## vulnerabilities and licences of what is locked (CHECK=1: write nothing, and insist)
 	@python -m tools.audit --auditor $(TOOLS)/bin/pip-audit $(if $(CHECK),--check --strict)
 
+# A lock that says the same keeps its time, or all would be installed again.
 lock: $(TOOLS)/ready ## resolve requirements.in into the hashed locks; what is pinned stays where it still fits
+	@mkdir -p $(TOOLS)/before && cp --preserve --parents $(LOCKS) $(TOOLS)/before
 	@$(COMPILE) --output-file requirements.lock
 	@$(COMPILE) --output-file requirements-cpu.lock --no-emit-package torch \
 	  $$(grep -oE '^(nvidia-(cu|nc|nv)[a-z0-9-]+|cuda-[a-z]+|triton|liger-kernel)==' requirements.lock | sed 's/==//; s/^/--no-emit-package /')
 	@cd bench && $(COMPILE) --constraint ../requirements.lock --no-emit-package numpy --output-file requirements.lock
 	@cd .github && $(COMPILE) --output-file requirements.lock
+	@for lock in $(LOCKS); do if cmp --silent $$lock $(TOOLS)/before/$$lock; then mv $(TOOLS)/before/$$lock $$lock; fi; done
 
 $(TOOLS)/ready: .github/requirements.lock
 	@$(PYTHON) -m venv --clear $(TOOLS)
