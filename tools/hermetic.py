@@ -1,6 +1,6 @@
 """Prove that every stage reads, writes and connects to what dvc.yaml names, and to nothing else.
 
-    python -m tools.hermetic                     # the whole pipeline at a tiny size: two minutes
+    python -m tools.hermetic                     # the whole pipeline at a tiny size, three minutes
     python -m tools.hermetic mix filter@fixes    # these stages as they are, on the files that are there
 
 All is done in a copy in a temporary folder. The kernel tells what a stage does, native code and other

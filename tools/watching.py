@@ -3,24 +3,26 @@
 DVC runs the command of every stage by `$SHELL -c <command>`. Where that is the script of `install`, the
 command runs under a seccomp filter whose listener is this process: the kernel stops every process of the
 command at each call that opens, makes, changes, removes or executes a file, or names the other end of a
-socket, and goes on when the call has been noted. So nothing gets past it by being native code or another
-program, and nothing is changed for the command. It needs no privilege; Linux 5.19 on x86-64.
+socket, and lets it go on when the call has been noted. So native code and other programs are seen like
+Python, and nothing is changed for the command (Landlock would refuse what is undeclared, but tell neither
+which file it was nor of a second one). It needs no privilege; Linux 5.19 on x86-64.
 
 The log gets a line of JSON `[stage, what, name]` for each thing done, once. `what` is one of
 
-    reads, lists   a file, a folder; `seeks` where there is nothing of that name
-    writes         a file, a folder, a link: makes it, changes it, or changes its mode, owner or times
-    removes        it, or gives it another name
-    gone           what was made and is not there at the end
-    kept           what was opened for writing (as SQLite opens whatever it reads) and is as it was at the end
-    runs           a program
-    connects       to host:port, or to a Unix socket that lies in a folder; `binds` where it takes that name
-    leaves         a process that runs on after its end
-    hides          calls of processes whose memory the user may not read: the sandbox's, where he is not root
+    reads, lists     a file, a folder; `seeks` where there is nothing of that name
+    makes            a file, a folder or a link; `gone` if it is not there at the end
+    writes           to a file, or sets its mode, owner or times; `kept` if it is as it was at the end
+                     (SQLite opens for writing what it only reads)
+    removes          it, or gives it another name
+    runs             a program
+    connects, binds  host:port, or a Unix socket that lies in a folder
+    leaves           a process that runs on after its end
+    hides            calls of a process whose memory the user may not read: the sandbox's, where not root
 
-Not seen: `stat` and its like (whether a file exists), variables of the environment, the clock, descriptors
-that DVC hands on (its terminal), and what a program does that was running before. Refused, so that nothing is
-missed: io_uring (programs then do without), opening by handle, system calls of other architectures.
+It finds mistakes, not malice: a thread can change a path in memory after it has been noted. Not seen: `stat`
+and its like (whether a file exists), variables of the environment, the clock, descriptors that DVC hands on
+(its terminal), and what programs do that were running before. Refused, so that nothing is missed: io_uring
+(programs then do without), opening by handle, system calls of other architectures.
 """
 
 import ctypes
@@ -38,12 +40,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.common import integrity, jail
+from stages.common import jail
 from stages.common.errors import PipelineError
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHELL = "/bin/sh"
 LOG, ROOT = "HERMETIC_LOG", "HERMETIC_ROOT"  # variables: where to note, and the project's folder
+STAGE = "DVC_STAGE"  # set by DVC: whose command it is
 GRACE = 2.0  # seconds in which processes may end that outlive the command
 
 # seccomp (uapi/linux/seccomp.h)
@@ -358,7 +361,7 @@ def main() -> None:
     """Be a shell: `-c <command>`."""
     environment = dict(os.environ)
     log, root = environment.pop(LOG), environment.pop(ROOT)  # `install` sets them
-    stage = environment.pop(integrity.STAGE)  # without it no stage checks, and so reads, all its inputs
+    stage = environment.pop(STAGE)  # without it no stage checks, and so reads, all its inputs
     notes = Notes(stage, root, os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC))
     try:
         listener, process = start(sys.argv[2], {**environment, "SHELL": SHELL})
