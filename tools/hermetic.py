@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.common import files, program
+from stages.common import program
 from stages.common.errors import PipelineError, run
 from stages.common.params import load
 from tools import tiny, watching
@@ -163,14 +163,15 @@ def imports(done: Mapping[str, set[str]]) -> set[str]:
 
 
 def code(stage: Stage, root: str) -> set[str]:
-    """The files that a stage's program file stands for: modules, harmless ones too, and the lock."""
-    described = [Path(dep) for dep in stage.deps if folder(dep) == f"{root}/programs"]
-    if not described:
+    """What a stage's program file would stand for now: modules, harmless ones too, and the lock."""
+    names = [Path(dep).stem for dep in stage.deps if folder(dep) == f"{root}/programs"]
+    if not names:
         return set()
-    there, chosen = program.tree(Path(root)), load("program", program.ProgramParams, Path(root, PARAMS))
-    found = {program.LOCK, *(path for name in chosen.harmless for path in there.get(name, ()))}
-    for path in described:
-        found |= set(files.needed(path, "modules")["modules"])
+    there = program.tree(Path(root))
+    harmless = load("program", program.ProgramParams, Path(root, PARAMS)).harmless
+    found = {program.LOCK, *(path for name in harmless for path in there.get(name, ()))}
+    for name in names:
+        found |= set(program.reached(f"{program.LOCAL}.{name}", there, harmless))
     return {f"{root}/{path}" for path in found}
 
 

@@ -1,6 +1,5 @@
 """Whatever a stage does beside what dvc.yaml names is found and named; what is its own passes."""
 
-import json
 import os
 import shutil
 import socket
@@ -207,9 +206,9 @@ def test_two_listeners_cannot_be_and_it_is_said(root: Path) -> None:
 
 
 def test_modules_are_named_by_a_program_file(root: Path) -> None:
-    for name in ("programs/work.json", "stages/own.py", "stages/harmless.py", "stages/strange.py"):
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(json.dumps({"modules": {"stages/own.py": "1"}}), encoding="utf-8")
+    (root / "stages").mkdir()
+    for name, text in (("work", "import stages.own"), ("own", ""), ("harmless", ""), ("strange", "")):
+        (root / f"stages/{name}.py").write_text(text, encoding="utf-8")
     chosen = {"harmless": ["stages.harmless"], "brings": {}, "unlocked": []}
     write_yaml(root / "params.yaml", {"program": chosen})
     stage = Stage("work", frozenset({str(root / "programs/work.json")}), frozenset())
