@@ -73,6 +73,10 @@ DOINGS = {
         {("writes", "out/other_stage.txt")},
     ),
     "it appends to a dep": ("echo text >> dep.txt", {("writes", "dep.txt")}),
+    "it writes into a file": (
+        PYTHON.format('open("other.txt", "r+").write("more")'),
+        {("writes", "other.txt")},
+    ),
     "it removes": ("rm other.txt", {("removes", "other.txt")}),
     "it removes beside its out": ("rm out/other_stage.txt", {("removes", "out/other_stage.txt")}),
     "it renames": ("mv other.txt third.txt", {("removes", "other.txt"), ("makes", "third.txt")}),
