@@ -15,6 +15,7 @@ from conftest import Clone, composed, read_rows, read_yaml, write_yaml
 
 from stages.common import files, program
 from stages.common.params import load
+from tools import hermetic
 
 pytestmark = pytest.mark.smoke
 
@@ -370,10 +371,9 @@ def test_every_data_file_reruns_the_stages_that_list_it(restored: Clone) -> None
 def test_every_source_file_changes_the_programs_of_the_stages_that_read_it(restored: Clone) -> None:
     """What a stage reads of our code when it runs is what reruns it."""
     reads: dict[str, set[str]] = defaultdict(set)
-    for line in restored.watched.read_text(encoding="utf-8").splitlines():
-        stage, what, name = json.loads(line)
-        if what == "reads" and stage != "program":
-            reads[name].add(stage.partition("@")[0])
+    for stage, done in hermetic.noted(restored.scratch / hermetic.LOG).items():
+        for path in done["reads"] if stage != "program" else ():
+            reads[path.removeprefix(f"{restored.root}/")].add(stage.partition("@")[0])
     chosen = load("program", program.ProgramParams, restored.params)
     before = programs(restored, chosen)
     for path in tracked(restored, "stages"):
