@@ -5,8 +5,9 @@ DVC believes a file whose size and times are as they were, and it records a stag
 
 - hashes, before `main`, every dependency that another stage wrote, and compares it with what dvc.lock says of
   that output; DVC writes dvc.lock after each stage, so it is current;
+- compares the stage's code with programs/<stage>.json, on which it depends;
 - finds, after `main`, whether a dependency, a module or a parameter of the stage changed while it ran; if so
-  the stage fails, and DVC records nothing.
+  the stage fails, and DVC records nothing. (Comments and layout of modules may change.)
 
 Whoever runs a stage by hand is not hindered. What is not there is not judged: the stage says what it misses.
 """
@@ -43,6 +44,8 @@ FOLDER = ".dir"  # the end of a folder's md5
 
 CURE = "python -m tools.verify --mend"  # not `dvc repro -f`, which would bring a damaged object back
 AGAIN = "dvc repro runs the stage again; or put it back and run dvc commit -f"
+
+PROGRAM = re.compile(r"programs/(\w+)\.json")  # written by the stage `program`
 
 Mark = tuple[int, ...]  # of a file: it has not been written to while this stays the same
 
@@ -220,9 +223,10 @@ def plain_md5(data: bytes = b"") -> Any:
 def hashes(paths: Iterable[str], seen: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, str]:
     """The md5 of every file, by as many threads as there are cores: hashlib lets them run side by side.
 
-    Every md5 passes through `seen`, so that one can watch.
+    The largest come first, so that no thread is left alone with one. Every md5 passes through `seen`, so that
+    one can watch.
     """
-    names = sorted(set(paths))
+    names = sorted(set(paths), key=lambda path: (-(mark(path) or (0,))[-1], path))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(names, seen(pool.map(md5, names)), strict=True))
 
@@ -371,19 +375,39 @@ def begin(stage: str) -> Begun:
     hashed = hashes(paths)
     if found := [damage for out, part in read for damage in damages(out, hashed, part)]:
         raise PipelineError(f"{found[0]}{more(found)} ({CURE})")
+    if said := rewritten(inputs):
+        raise PipelineError(f"{said}, before the code was edited (dvc repro)")
     return Begun(stage, inputs, marks, hashed, params)
+
+
+def program_of(inputs: Inputs) -> re.Match[str] | None:
+    """The dependency that says what the stage is made of; None where its modules are named instead."""
+    return next(filter(None, map(PROGRAM.fullmatch, inputs.deps)), None)
+
+
+def rewritten(inputs: Inputs) -> str:
+    """How a stage's code differs from what its program says of it; "" where it does not."""
+    if (found := program_of(inputs)) is None:
+        return ""
+    from stages.common import program
+
+    said = json.loads(Path(found[0]).read_bytes())
+    return different(said, program.describe(found[1]), found[0])
 
 
 def end(begun: Begun) -> None:
     """Raise PipelineError where what the stage read is no longer what it began with."""
     deps = begun.inputs.deps
-    before = {path for path in begun.hashes if any(below(path, dep) for dep in deps)}
-    read = {*before, *loaded(), *(path for dep in deps for path in listed(dep))}
-    touched = {path for path in read if mark(path) != begun.marks.get(path)}
+    given = {path for path in begun.hashes if any(below(path, dep) for dep in deps)}
+    given |= {path for dep in deps for path in listed(dep)}
+    touched = {path for path in {*given, *loaded()} if mark(path) != begun.marks.get(path)}
     now = hashes(path for path in touched if Path(path).is_file())
-    if changed := sorted(path for path in touched if now.get(path) != begun.hashes.get(path)):
+    changed = {path for path in touched if now.get(path) != begun.hashes.get(path)}
+    if not changed <= given and program_of(begun.inputs) and not rewritten(begun.inputs):
+        changed &= given  # comments and layout of modules
+    if first := sorted(changed):
         raise PipelineError(
-            f"{changed[0]}{more(changed)}: changed while the stage ran; expected the file it began with "
+            f"{first[0]}{more(first)}: changed while the stage ran; expected the file it began with "
             f"({AGAIN} {begun.stage})"
         )
     if (params := parameters()) != begun.params:

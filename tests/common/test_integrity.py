@@ -1,5 +1,6 @@
 """Inputs are checked before a stage runs, and are as they were when it ends: on a pipeline of four stages."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 from conftest import ROOT, Clone, write_yaml
 from dvc.repo import Repo
 
-from stages.common import integrity
+from stages.common import integrity, program
 from stages.common.errors import PipelineError
 from stages.common.integrity import Damage, Inputs, Out
 
@@ -374,6 +375,39 @@ def test_an_experiment_in_a_folder_of_its_own_is_checked_there(clone: Clone) -> 
     assert (clone.root / "given/a.txt").read_text(encoding="utf-8") == "given"
     clone.environment["MEDDLE"] = ""
     clone.checked("dvc", "exp", "run", "--temp", "-S", "use.seed=1")
+
+
+@pytest.fixture
+def described(inside: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A stage with a program, which says that its module is "old"; what its code says now may be changed."""
+    now = {"stages/use.py": "old"}
+    Path("programs").mkdir()
+    Path("programs/use.json").write_text(json.dumps({"modules": now}), encoding="utf-8")
+    lines = Path("dvc.yaml").read_text(encoding="utf-8").replace("stages/use.py", "programs/use.json")
+    Path("dvc.yaml").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(integrity, "loaded", lambda: ["stages/use.py"])
+    monkeypatch.setattr(program, "describe", lambda stage: {"modules": now} if stage == "use" else {})
+    return now
+
+
+def test_code_that_was_edited_before_a_stage_began_is_found(described: dict[str, str]) -> None:
+    integrity.begin("use")
+    described["stages/use.py"] = "new"
+    with pytest.raises(PipelineError, match=r"programs/use.json.modules.stages/use.py: new; expected old"):
+        integrity.begin("use")
+
+
+def test_while_a_stage_runs_comments_may_change_and_code_may_not(described: dict[str, str]) -> None:
+    begun = integrity.begin("use")
+    Path("stages/use.py").write_text("# comment", encoding="utf-8")
+    integrity.end(begun)
+    described["stages/use.py"] = "new"
+    with pytest.raises(PipelineError, match=r"stages/use.py: changed while the stage ran"):
+        integrity.end(begun)
+    described["stages/use.py"] = "old"
+    Path("given/a.txt").write_text("# comment", encoding="utf-8")
+    with pytest.raises(PipelineError, match=r"given/a.txt: changed while the stage ran"):
+        integrity.end(begun)
 
 
 def test_what_was_put_back_may_be_recorded(clone: Clone) -> None:
