@@ -166,6 +166,7 @@ def fine_tune(chosen: TrainParams) -> None:
             callbacks.watch(),
             callbacks.sealing(kept, chosen.keep, spent),
             callbacks.interruptible(),
+            callbacks.freeing(),
             *([callbacks.bar()] if launching.leads() else []),
         ]
         if asked and chosen.probe.steps:
