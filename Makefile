@@ -63,7 +63,7 @@ bench: # a folder has this name, so it needs a rule; and the image's environment
 
 else
 
-.PHONY: setup repro show params pin chat review compare noise verify hermetic test bench lint lock health current check audit
+.PHONY: setup repro show params pin chat review compare noise sweep verify hermetic test bench lint lock health current check audit
 
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
@@ -106,6 +106,9 @@ verify: setup ## hash all that the last run left, cache and checkpoints too; MEN
 
 hermetic: setup ## does any stage read, write or reach what dvc.yaml does not name? (all of it, tiny; or STAGE="mix filter")
 	@python -m tools.hermetic $(STAGE)
+
+sweep: setup ## search for better parameters (conf/sweep.yaml): make sweep TRIALS=20, then APPLY=1 for the best
+	@python -m tools.sweep --name $(or $(NAME),sweep) $(if $(APPLY),--apply,--trials $(or $(TRIALS),20))
 
 pin: setup ## put commits and sha256s in place of the branches that conf/ names on the Hub
 	@python -m conf.pin

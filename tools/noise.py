@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.common import files, noise
 from stages.common.errors import PipelineError, run
-from tools.revisions import LOCK, METRICS, MIX, PARAMS, experiments, git, mapping
+from tools.revisions import LOCK, METRICS, MIX, PARAMS, clean, experiments, git, mapping
 
 
 def seedless(params: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -92,11 +92,8 @@ def measure(seeds: list[int]) -> files.Row:
     there = experiments(head)
     names = {f"seed-{seed}": seed for seed in seeds}
     missing = [name for name in names if name not in there]
-    if missing and (changed := git("status", "--porcelain", "--", ".", f":!{noise.FILE}").rstrip()):
-        raise PipelineError(
-            f"{changed.splitlines()[0]}: not committed; expected a clean working tree, since each run starts "
-            "from a commit"
-        )
+    if missing:
+        clean(str(noise.FILE))
     for number, (name, seed) in enumerate(names.items(), 1):
         if name in missing:
             print(f"noise: {number} of {len(names)}: {name} is run", flush=True)

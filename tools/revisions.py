@@ -53,6 +53,16 @@ def git(*arguments: str) -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
+def clean(*ours: str) -> None:
+    """Raise PipelineError where anything but these files is not committed."""
+    changed = git("status", "--porcelain", "--", ".", *(f":!{path}" for path in ours)).rstrip()
+    if changed:
+        raise PipelineError(
+            f"{changed.splitlines()[0]}: not committed; expected a clean working tree, since each run starts "
+            "from a commit"
+        )
+
+
 def experiments(head: str) -> dict[str, str]:
     """The experiments of a commit by name: DVC's references are refs/exps/<2 digits>/<the others>/<name>."""
     return _named(f"refs/exps/{head[:2]}/{head[2:]}/")
