@@ -188,7 +188,7 @@ def test_a_program_is_what_a_stage_reaches(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_changes_the_programs_of_its_users_alone(tmp_path: Path) -> None:
-    lock, nothing = Lock({}, {}), ProgramParams([], {}, [])
+    lock, nothing = Lock({}, {}), ProgramParams([], {}, {})
     there = small(tmp_path)
     before = {stage: program.described(stage, nothing, there, lock) for stage in ("one", "two")}
     expected = {"stages/one.html": {"one"}, "stages/common/b.py": {"one"}, "stages/common/c.py": set()}
@@ -206,14 +206,17 @@ def test_a_changed_file_changes_the_programs_of_its_users_alone(tmp_path: Path) 
     ("code", "message"),
     [
         ("a = (", r".*one\.py:1: '\(' was never closed; expected Python"),
-        ("import sklearn.svm", r"stages/one\.py: imports sklearn\.svm; expected a package of "),
+        (
+            "import sklearn.svm",
+            r"stages/one\.py: imports sklearn\.svm; expected .* by that name, or program\.imports",
+        ),
         ("from . import b", r"stages/one\.py: imports \.; expected .*"),
     ],
 )
 def test_what_cannot_be_described_is_said(code: str, message: str, tmp_path: Path) -> None:
     write(tmp_path, stages__one=code)
     with pytest.raises(PipelineError, match=message):
-        program.described("one", ProgramParams([], {}, ["deepspeed"]), program.tree(tmp_path), Lock({}, {}))
+        program.described("one", ProgramParams([], {}, {}), program.tree(tmp_path), Lock({}, {}))
 
 
 # Packages. ---------------------------------------------------------------------------------------------
@@ -235,8 +238,10 @@ def test_a_package_is_found_by_imports_and_by_texts() -> None:
     code = (
         "import os, stages.common\nfrom ruamel.yaml import YAML\nimport a_b.x\nimport d.e\nf('c', 'D', 'd e')"
     )
-    found = program.packages(program.scan(code.encode()), "one.py", lock, [])
+    found = program.packages(program.scan(code.encode()), "one.py", lock, {})
     assert found == {"ruamel-yaml", "a-b", "c", "d", "d-e"}
+    found = program.packages(program.scan(b"import yaml.x, y"), "one.py", lock, {"yaml": "c", "y": None})
+    assert found == {"c"}
 
 
 def test_harmless_packages_and_what_only_they_need_are_left_out() -> None:
@@ -252,7 +257,13 @@ def test_a_version_that_depends_on_the_python_is_told_for_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"harmless": ["tqmd"]}, {"brings": {"tqmd": []}}, {"brings": {"trl": ["tqmd"]}}]
+    "wrong",
+    [
+        {"harmless": ["tqmd"]},
+        {"brings": {"tqmd": []}},
+        {"brings": {"trl": ["tqmd"]}},
+        {"imports": {"a": "tqmd"}},
+    ],
 )
 def test_packages_in_the_parameters_must_exist(wrong: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=r"^program: tqmd; expected a package .*\(params\.yaml\)"):

@@ -38,7 +38,7 @@ class ProgramParams:
 
     harmless: list[str]  # locked packages, and modules of ours, that cannot change what a stage writes
     brings: dict[str, list[str]]  # locked packages that another imports where they are installed
-    unlocked: list[str]  # packages that are installed beside the lock on request: no version is known
+    imports: dict[str, str | None]  # import to package where they differ; None for one beside the lock
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,10 @@ def describe(stage: str) -> files.Row:
 def described(stage: str, chosen: ProgramParams, there: Tree, locked: Lock) -> files.Row:
     """The same from these parameters, files and pins.
 
-    Raises PipelineError for an import that is neither locked nor in `unlocked`, and for what is no package in
-    the parameters.
+    Raises PipelineError for an import whose package is not known, and for parameters that name no package.
     """
-    brought = [*chosen.brings, *chain.from_iterable(chosen.brings.values())]
-    for name in [*(name for name in chosen.harmless if name not in there), *brought]:
+    named = [*chosen.brings, *chain(*chosen.brings.values()), *filter(None, chosen.imports.values())]
+    for name in [*(name for name in chosen.harmless if name not in there), *named]:
         if name not in locked.pins:
             raise PipelineError(f"program: {name}; expected a package of {LOCK} (params.yaml)")
     modules: dict[str, str] = {}
@@ -87,7 +86,7 @@ def described(stage: str, chosen: ProgramParams, there: Tree, locked: Lock) -> f
         if file.suffix == ".py":
             source = read(file)
             modules[path] = source.digest
-            wanted |= packages(source, path, locked, chosen.unlocked)
+            wanted |= packages(source, path, locked, chosen.imports)
         else:
             modules[path] = files.sha256(file)
     needs = {name: [*locked.needs.get(name, ()), *chosen.brings.get(name, ())] for name in locked.pins}
@@ -111,8 +110,9 @@ def tree(root: Path) -> Tree:
 
 def stages(there: Tree) -> list[str]:
     """The stages that have a program: all but the one that writes them down."""
-    names = (name.removeprefix(f"{LOCAL}.") for name in there if name != LOCAL)
-    return sorted(name for name in names if "." not in name and name not in ("common", "program"))
+    paths = (Path(path) for found in there.values() for path in found)
+    names = {path.stem for path in paths if path.parent == Path(LOCAL) and path.suffix == ".py"}
+    return sorted(names - {"__init__", "program"})
 
 
 def reached(module: str, there: Tree, harmless: Iterable[str] = ()) -> dict[str, Path]:
@@ -269,18 +269,20 @@ def parsed(text: str) -> Lock:
     return Lock(pins, needs)
 
 
-def packages(source: Source, path: str, locked: Lock, unlocked: Iterable[str]) -> set[str]:
-    """The locked packages that a module names; raises PipelineError for an import of any other."""
+def packages(source: Source, path: str, locked: Lock, imports: Mapping[str, str | None]) -> set[str]:
+    """The locked packages that a module names; raises PipelineError for an import of which none is known."""
     found = {normal(text) for text in source.texts if re.fullmatch(r"[a-z0-9_.-]+", text)}
     for name in sorted(source.imports):
         parts = name.split(".")
         if parts[0] == LOCAL or parts[0] in sys.stdlib_module_names:
             continue
+        known = imports.get(parts[0], "")
         given = {normal(".".join(parts[:end])) for end in range(1, len(parts) + 1)}  # ruamel.yaml is one
-        if not given & set(locked.pins) and parts[0] not in unlocked:
+        given = {known} if known else given & set(locked.pins)
+        if not given and known is not None:
             raise PipelineError(
-                f"{path}: imports {name}; expected a package of {LOCK} under its own name, or one of "
-                "program.unlocked (params.yaml)"
+                f"{path}: imports {name}; expected a package of {LOCK} by that name, or program.imports to "
+                f"say which it is: {{{parts[0]}: package}} (params.yaml)"
             )
         found |= given
     return found & set(locked.pins)

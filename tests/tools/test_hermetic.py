@@ -213,7 +213,7 @@ def test_modules_are_named_by_a_program_file(root: Path) -> None:
     (root / "stages").mkdir()
     for name, text in (("work", "import stages.own"), ("own", ""), ("harmless", ""), ("strange", "")):
         (root / f"stages/{name}.py").write_text(text, encoding="utf-8")
-    chosen = {"harmless": ["stages.harmless"], "brings": {}, "unlocked": []}
+    chosen = {"harmless": ["stages.harmless"], "brings": {}, "imports": {}}
     write_yaml(root / "params.yaml", {"program": chosen})
     stage = Stage("work", frozenset({str(root / "programs/work.json")}), frozenset())
     own = {str(root / f"stages/__pycache__/{name}.cpython-311.pyc") for name in ("own", "strange")}
