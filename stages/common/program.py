@@ -133,7 +133,7 @@ def reached(module: str, there: Tree, harmless: Iterable[str] = ()) -> dict[str,
 
 
 def read(file: Path) -> Source:
-    """What the module in a file says; raises PipelineError where it is no Python, or imports relatively."""
+    """What the module in a file says; raises PipelineError where it is no Python."""
     return scan(file.read_bytes(), file.as_posix())
 
 
