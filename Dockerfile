@@ -22,7 +22,7 @@
 # change nothing. It needs a driver of the 580 series or newer.
 # There is no HEALTHCHECK: it would import torch beside a training run, again and again.
 
-FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04@sha256:14d94b039cb94bbd5da559f303b46bc4b0d5d6c24ab1a9d7b186e566ed3400dc
+FROM docker.io/nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04@sha256:14d94b039cb94bbd5da559f303b46bc4b0d5d6c24ab1a9d7b186e566ed3400dc
 
 # git: DVC's experiments and diffs. nodejs: runs answers in JavaScript, in the sandbox. gcc and the headers:
 # Triton compiles a small launcher on its first use of the GPU, and TRL's loss is a Triton kernel there.

@@ -32,9 +32,10 @@ LOCKS := requirements.lock requirements-cpu.lock bench/requirements.lock .github
 CPU_LOCKS := requirements-cpu-torch.lock requirements-cpu.lock
 # Handed over by name: what they hold stands neither in the image nor in a command.
 PASSED := HF_TOKEN HF_ENDPOINT WANDB_API_KEY DVC_REMOTE_URL \
-	AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_REGION AWS_ENDPOINT_URL
+	AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_DEFAULT_REGION AWS_ENDPOINT_URL
 PODMAN := $(findstring podman,$(ENGINE))
-CONTAINER = $(if $(DVC_CACHE),mkdir -p .dvc/cache "$(DVC_CACHE)" && )$(ENGINE) run --rm --init --interactive $$(test -t 0 && echo --tty) \
+CONTAINER = $(if $(DVC_CACHE),mkdir -p .dvc/cache "$(DVC_CACHE)" && ) \
+	$(ENGINE) run --rm --init --interactive $$(test -t 0 && echo --tty) \
 	$(if $(GPU),$(if $(PODMAN),--device nvidia.com/gpu=all,--gpus all)) --shm-size 1g \
 	--user "$$(id -u):$$(id -g)" $(if $(PODMAN),--userns keep-id) --security-opt label=disable \
 	--volume "$(CURDIR):/workspace" $(if $(DVC_CACHE),--volume "$(DVC_CACHE):/workspace/.dvc/cache") \

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 BASE = (
-    "nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04"
+    "docker.io/nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04"
     "@sha256:14d94b039cb94bbd5da559f303b46bc4b0d5d6c24ab1a9d7b186e566ed3400dc"
 )
 
@@ -77,7 +77,7 @@ def test_labels() -> None:
     labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', " ".join(given("LABEL"))))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert labels["version"] == project["version"]
-    assert labels["base.name"] == "docker.io/" + BASE.partition("@")[0]
+    assert labels["base.name"] == BASE.partition("@")[0]
     assert labels["licenses"] == "Apache-2.0"
 
 
