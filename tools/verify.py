@@ -37,6 +37,7 @@ from stages.common.progress import progress
 
 CHECKPOINTS = Path(".partial/train")
 READ_ONLY = 0o444  # of an object in the cache (dvc_data/hashfile/db/local.py)
+READABLE = 0o644  # of other files
 
 OBJECT = re.compile(r"(files/md5/)?([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")  # in the cache's folder
 ENTRY = re.compile(r"runs/[0-9a-f]{2}/([0-9a-f]{64})/([0-9a-f]{64})")
@@ -84,6 +85,7 @@ def look() -> Place:
     outs = integrity.outs(lock, known)
     given = inputs(lock, known, outs)
     cache = integrity.cache_folder()
+    cache = cache.relative_to(Path.cwd()) if cache.is_relative_to(Path.cwd()) else cache
     paths = {path for place in [*given, *(out.path for out in outs)] for path in integrity.listed(place)}
     paths |= {str(path) for path in cache.rglob("*") if path.is_file()}
     bar = partial(progress, label="verify", unit="files", total=len(paths))
@@ -122,8 +124,13 @@ def recorded(out: Out) -> dict[str, str] | None:
 
 def outputs(place: Place) -> list[Fault]:
     """Outputs that are not as their stage wrote them."""
+    kept = {md5 for path, md5 in place.hashed.items() if integrity.below(path, str(place.cache))}
+    others = {f"md5 {md5}" for md5 in kept - set(holders(place.outs))}
     found = [damage for out in place.outs for damage in integrity.damages(out, place.hashed, lists=recorded)]
-    return [Fault(Path(one.path), str(one), one.expected) for one in found]
+    hints = [" (these bytes are another run's: dvc checkout)" * (one.found in others) for one in found]
+    return [
+        Fault(Path(one.path), f"{one}{hint}", one.expected) for one, hint in zip(found, hints, strict=True)
+    ]
 
 
 def edited(place: Place) -> list[Fault]:
@@ -135,7 +142,9 @@ def edited(place: Place) -> list[Fault]:
             continue
         committed = md5s(tracked(path))
         for name in sorted(name for name in committed if there.get(name, committed[name]) != committed[name]):
-            said = f"{name}: md5 {there[name]}; expected {committed[name]}, as git has it"
+            said = (
+                f"{name}: md5 {there[name]}; expected {committed[name]}, as git has it, or an edit of yours"
+            )
             found.append(Fault(Path(name), said, ours=False))
         if not committed:
             said = f"{path}: changed; expected md5 {' or '.join(sorted(known))}, as it was read"
@@ -203,14 +212,19 @@ def unfinished() -> list[Fault]:
     return found
 
 
+def faults(place: Place) -> list[Fault]:
+    """Everything that is damaged."""
+    return [*outputs(place), *edited(place), *objects(place), *unfinished()]
+
+
 # What is mended. ----------------------------------------------------------------------------------------
 
 
-def supply(place: Place, faults: Iterable[Fault]) -> dict[str, bytes | Path]:
+def supply(place: Place, damaged: Iterable[Fault]) -> dict[str, bytes | Path]:
     """Where the bytes of an md5 are to be had: sound files, and lists of folders that are whole."""
-    damaged = {str(fault.path) for fault in faults}
+    paths = {str(fault.path) for fault in damaged}
     found: dict[str, bytes | Path] = {
-        md5: Path(path) for path, md5 in sorted(place.hashed.items()) if path not in damaged
+        md5: Path(path) for path, md5 in sorted(place.hashed.items()) if path not in paths
     }
     for out in place.outs:
         there = {path: md5 for path, md5 in place.hashed.items() if integrity.below(path, out.path)}
@@ -219,22 +233,23 @@ def supply(place: Place, faults: Iterable[Fault]) -> dict[str, bytes | Path]:
     return found
 
 
-def mended(fault: Fault, there: Mapping[str, bytes | Path]) -> str:
+def mended(fault: Fault, place: Place, there: Mapping[str, bytes | Path]) -> str:
     """Put the right bytes in place, or none; says what was done."""
     if not fault.ours:
         return "left to you: git restore, or dvc repro if you edited it"
-    source = there.get(fault.md5) or tracked(str(fault.path)).get(str(fault.path), b"")
-    if isinstance(source, bytes) and integrity.plain_md5(source).hexdigest() != fault.md5.removesuffix(
-        FOLDER
-    ):
-        shutil.rmtree(fault.path) if fault.path.is_dir() else fault.path.unlink(missing_ok=True)
+    path, where = fault.path, "what is there"
+    source = there.get(fault.md5)
+    if source is None:
+        source, where = tracked(str(path)).get(str(path), b""), "git"
+    if isinstance(source, Path):
+        source, where = source.read_bytes(), str(source)
+    if integrity.plain_md5(source).hexdigest() != fault.md5.removesuffix(FOLDER):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return "removed; dvc repro makes what is needed again"
-    mode = fault.path.stat().st_mode if fault.path.exists() else None
-    with files.whole(fault.path) as temporary:
-        shutil.copyfile(source, temporary) if isinstance(source, Path) else temporary.write_bytes(source)
-        if mode is not None:
-            temporary.chmod(mode)
-    return f"taken from {source}" if isinstance(source, Path) else "made again from what is there"
+    with files.whole(path) as temporary:
+        temporary.write_bytes(source)
+        temporary.chmod(READ_ONLY if path.is_relative_to(place.cache) else READABLE)
+    return f"taken from {where}"
 
 
 def main() -> None:
@@ -245,19 +260,16 @@ def main() -> None:
     parser.add_argument("--mend", action="store_true", help="replace or remove what is damaged")
     mend = parser.parse_args().mend
     place = look()
-    faults = [*outputs(place), *edited(place), *objects(place), *unfinished()]
-    there = supply(place, faults) if mend else {}
-    for fault in faults:
-        print(f"{fault.said}: {mended(fault, there)}" if mend else fault.said)
+    found = faults(place)
+    there = supply(place, found) if mend else {}
+    for fault in found:
+        print(f"{fault.said}: {mended(fault, place, there)}" if mend else fault.said)
     absent = [out.path for out in place.outs if not integrity.listed(out.path)]
     if absent:
         print(f"verify: {len(absent)} of {len(place.outs)} outputs are not here (dvc pull, or dvc repro)")
-    left = sum(not (mend and fault.ours) for fault in faults)
-    print(
-        f"verify: {len(place.hashed)} files read, {len(faults)} damaged" + (f", {left} left" if mend else "")
-    )
-    if left and not mend:
-        print(f"verify: {integrity.CURE} puts right what can be")
+    left = sum(not (mend and fault.ours) for fault in found)
+    cure = f" ({integrity.CURE})" if left and not mend else f", {left} left" if mend else ""
+    print(f"verify: {len(place.hashed)} files read, {len(found)} not as recorded{cure}")
     sys.exit(1 if left else 0)
 
 

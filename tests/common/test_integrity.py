@@ -1,126 +1,29 @@
 """Inputs are checked before a stage runs, and are as they were when it ends: on a pipeline of four stages."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+import pipeline
 import pytest
-from conftest import ROOT, Clone, write_yaml
+from conftest import ROOT, Clone
 from dvc.repo import Repo
+from pipeline import flipped, quietly
 
 from stages.common import integrity, program
 from stages.common.errors import PipelineError
 from stages.common.integrity import Damage, Inputs, Out
 
-WRITE = """
-import sys
-from pathlib import Path
-
-from stages.common.errors import run
-
-
-def main():
-    Path("data").mkdir(exist_ok=True)
-    Path("data", sys.argv[1] + ".txt").write_text(sys.argv[1] * 100)
-
-
-run(main)
-"""
-BASE = """
-from pathlib import Path
-
-from stages.common.errors import run
-
-
-def main():
-    Path("models/base/deep").mkdir(parents=True)
-    for name in ("manifest.json", "weights", "deep/more"):
-        Path("models/base", name).write_text(name * 100)
-
-
-run(main)
-"""
-USE = """
-import os
-from pathlib import Path
-
-from stages.common.errors import run
-
-
-def main():
-    exec(os.environ.get("MEDDLE", ""))  # somebody is at work while the stage runs
-    Path("used.txt").write_text("used")
-
-
-run(main)
-"""
-PIPELINE = {
-    "stages": {
-        "write": {
-            "foreach": "${write}",
-            "do": {
-                "cmd": "python -m stages.write ${key}",
-                "params": ["write.${key}"],
-                "outs": ["data/${key}.txt"],
-            },
-        },
-        "base": {"cmd": "python -m stages.base", "params": ["base"], "outs": ["models/base"]},
-        "use": {
-            "cmd": "python -m stages.use",
-            "deps": ["stages/use.py", "conf/${use.name}.yaml", "given", "data", "models/base"],
-            "params": ["use"],
-            "outs": ["used.txt"],
-        },
-        "card": {
-            "cmd": "python -m stages.card",
-            "deps": ["models/base/manifest.json"],
-            "outs": ["card.txt"],
-        },
-    }
-}
-PARAMS = {"write": {"one": {}, "two": {}}, "base": 1, "use": {"name": "plain", "seed": 42}, "other": 1}
-GIVEN = {
-    "conf/plain.yaml": "plain",
-    "given/a.txt": "given",
-    ".dvcignore": "*.part\n",
-    ".gitignore": "used.txt\n",
-}
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """The pipeline after its first run."""
-    scratch = tmp_path_factory.mktemp("integrity")
-    root = scratch / "project"
-    (root / "stages/common").mkdir(parents=True)
-    for name in (
-        "stages/__init__.py",
-        *(f"stages/common/{one}.py" for one in ("__init__", "errors", "integrity")),
-    ):
-        shutil.copyfile(ROOT / name, root / name)
-    scripts = {"write": WRITE, "base": BASE, "use": USE, "card": USE.replace("used", "card")}
-    given = GIVEN | {f"stages/{name}.py": text for name, text in scripts.items()}
-    for name, text in given.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-    write_yaml(root / "dvc.yaml", PIPELINE)
-    write_yaml(root / "params.yaml", PARAMS)
-    made = Clone(root, scratch)
-    made.checked("git", "init", "-q")
-    made.checked("dvc", "init", "-q")
-    made.checked("dvc", "repro", "-q")
-    made.checked("git", "add", "-A")
-    made.checked("git", "commit", "-q", "-m", "Run")
-    return made
+    return pipeline.finish(tmp_path_factory.mktemp("integrity"))
 
 
 @pytest.fixture
 def clone(finished: Clone, tmp_path: Path) -> Clone:
-    """A copy of it, with the same times, and its own caches."""
-    shutil.copytree(finished.root, tmp_path / "project", symlinks=True)
-    return Clone(tmp_path / "project", tmp_path)
+    return pipeline.copied(finished, tmp_path)
 
 
 def meddled(clone: Clone, meddling: str, stage: str = "use") -> tuple[int, str]:
@@ -128,23 +31,6 @@ def meddled(clone: Clone, meddling: str, stage: str = "use") -> tuple[int, str]:
     clone.environment["MEDDLE"] = meddling
     done = clone.run("dvc", "repro", "-s", "-f", stage)
     return done.returncode, done.stderr
-
-
-def quietly(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Change a file's bytes and put its times and mode back: what DVC and git look at stays as it was."""
-    before = path.stat()
-    path.chmod(0o644)
-    with path.open("r+b") as stream:
-        data = change(stream.read())
-        stream.seek(0)
-        stream.write(data)
-        stream.truncate()
-    path.chmod(before.st_mode)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def flipped(data: bytes) -> bytes:
-    return bytes([data[0] ^ 1]) + data[1:]
 
 
 @pytest.fixture
