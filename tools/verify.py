@@ -7,7 +7,8 @@ DVC believes a file whose size and times are as they were; here every byte is re
 
 - what dvc.lock records: outputs, and the inputs that no stage wrote (these may also be as git has them, since
   an input that was edited and committed is not damaged, only newer than the run);
-- every object in DVC's cache, whether dvc.lock names it or not, and the entries of its run cache;
+- every object in DVC's cache, whether dvc.lock names it or not, and the entries of its run cache, but for the
+  sizes in these, which DVC leaves out of their names;
 - checkpoints of trainings that were killed, by their manifests. (Answers of a generation that was killed have
   none.)
 

@@ -206,7 +206,7 @@ def test_every_one_of_forty_faults_is_named(clone: Clone, monkeypatch: pytest.Mo
     outs = integrity.outs(integrity.parse(integrity.LOCK), known)
     places = {
         "outputs": [Path(path) for out in outs for path in integrity.listed(out.path) if "/" in path],
-        "cache": sorted(path for path in Path(".dvc/cache").rglob("*") if path.is_file()),
+        "cache": sorted(path for path in Path(".dvc/cache/files").rglob("*") if path.is_file()),
         "checkpoints": sorted(path for path in verify.CHECKPOINTS.rglob("*") if path.is_file()),
     }
     then = faults.state()
