@@ -157,6 +157,7 @@ def test_every_way_to_the_network_is_seen_and_only_two_stages_may_go_it(root: Pa
 def test_a_stage_that_keeps_to_its_own_passes(root: Path) -> None:
     code = """
 import os, tempfile
+os.makedirs("out")
 text = open("dep.txt", "r+").read() + open("params.yaml").read()
 with tempfile.TemporaryFile(dir="out") as first, tempfile.NamedTemporaryFile() as second:
     second.write(text.encode())
@@ -167,6 +168,7 @@ open(os.devnull, "w").write(open("out/made.txt").read())
 os.listdir("out"), os.path.exists("other.txt")
 """
     (root / "params.yaml").write_text("x: 1\n", encoding="utf-8")
+    shutil.rmtree(root / "out")
     assert found(root, PYTHON.format(code)) == set()
     assert (root / "out/made.txt").is_file()
 
