@@ -263,8 +263,11 @@ def table(stages: list[Stage], did: Doings, places: Places) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
-def verdict(stages: list[Stage], did: Doings, places: Places) -> tuple[str, int]:
-    """The table, and each violation with what was expected; and how many there are."""
+def verdict(stages: list[Stage], did: Doings, places: Places, failed: bool = False) -> tuple[str, int]:
+    """The table, and each violation with what was expected; and how many there are.
+
+    Of a run that `failed`, nobody can say what it would not have touched.
+    """
 
     def shown(name: str) -> str:
         return os.path.relpath(name, places.root) if below(name, [places.root]) else name
@@ -284,9 +287,10 @@ def verdict(stages: list[Stage], did: Doings, places: Places) -> tuple[str, int]
             f"note: {stage.name} looks for {shown(name)}, which is no dep"
             for name in sought(stage, done, places)
         ]
-        lines += [
-            f"note: {stage.name} names {shown(name)}, and does not touch it" for name in idle(stage, done)
-        ]
+        if not failed:
+            lines += [
+                f"note: {stage.name} names {shown(name)}, and does not touch it" for name in idle(stage, done)
+            ]
         if done["hides"]:
             lines.append(
                 f"note: {stage.name}: the sandbox's own processes hide what they open (run as root to see)"
@@ -396,7 +400,8 @@ def main() -> None:
         one = ["--single-item", "--force", "--no-commit", *(stage.name for stage in stages)]
         failure = reproduce(one if names else [], root, environment, len(stages))
         did = noted(scratch / LOG)
-        text, count = verdict([stage for stage in resolved(root, []) if stage.name in did], did, places)
+        ran = [stage for stage in resolved(root, []) if stage.name in did]
+        text, count = verdict(ran, did, places, failed=bool(failure))
     print(text)
     if failure:
         raise PipelineError(failure)

@@ -248,7 +248,7 @@ stages:
     outs: [bad.txt]
   broken:
     cmd: cat dep.txt nothing
-    deps: [dep.txt]
+    deps: [dep.txt, other.txt]
 """
 
 
@@ -282,4 +282,5 @@ def test_stages_are_tried_in_a_copy_and_each_violation_is_told(root: Path) -> No
     assert command("worse")[2].startswith("error: worse: no such stage; expected one of bad, broken, good")
     status, said, wrong = command("broken")
     assert status == 2 and "note: broken looks for nothing, which is no dep" in said
+    assert "does not touch" not in said
     assert "nothing: No such file" in wrong and wrong.endswith("expected 0 (it says why above)\n")
