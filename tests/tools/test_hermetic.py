@@ -65,6 +65,13 @@ DOINGS = {
     "it reads through a link": ("cat link/inner.txt", {("reads", "folder/inner.txt")}),
     "it reads by way of ..": ("cat folder/../other.txt", {("reads", "other.txt")}),
     "it reads from another folder": ("cd folder; cat inner.txt", {("reads", "folder/inner.txt")}),
+    "it reads what begins like a dep": (
+        "cp other.txt dep.txt.old; cat dep.txt.old; rm dep.txt.old",
+        {
+            ("reads", "other.txt"),
+            *((what, "dep.txt.old") for what in ("makes", "reads", "removes")),
+        },
+    ),
     "it lists a folder": (PYTHON.format('import os; os.listdir("folder")'), {("lists", "folder")}),
     "it executes a file": ("cp /bin/true out/made.txt; cp out/made.txt x; ./x; rm x", None),
     "it writes a new file": ("echo text > stray.txt", {("makes", "stray.txt")}),
