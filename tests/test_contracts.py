@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Clone, composed, read_rows, read_yaml
+from conftest import ROOT, Clone, composed, read_rows, read_yaml, watched_or_skipped
 from ruamel.yaml import YAML
 
 from stages.common import program, prompts
@@ -229,6 +229,7 @@ LIBRARIES = {"torch", "transformers", "trl", "peft", "datasets", "pandas"}
 @pytest.fixture(scope="module")
 def did(clone: Clone) -> hermetic.Doings:
     """What each stage of the clone did, as the kernel saw it."""
+    watched_or_skipped()
     return hermetic.noted(clone.scratch / hermetic.LOG)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clone, cloned, composed, read_rows, read_yaml, write_yaml
+from conftest import Clone, cloned, composed, read_rows, read_yaml, watched_or_skipped, write_yaml
 
 from stages.common import files, program
 from stages.common.params import load
@@ -370,6 +370,7 @@ def test_every_data_file_reruns_the_stages_that_list_it(restored: Clone) -> None
 
 def test_every_source_file_changes_the_programs_of_the_stages_that_read_it(restored: Clone) -> None:
     """What a stage reads of our code when it runs is what reruns it."""
+    watched_or_skipped()
     reads: dict[str, set[str]] = defaultdict(set)
     for stage, done in hermetic.noted(restored.scratch / hermetic.LOG).items():
         for path in done["reads"] if stage != "program" else ():

@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, tiny_tokenizer, write_yaml
+from conftest import ROOT, tiny_tokenizer, watched_or_skipped, write_yaml
 
 from tools import hermetic, watching
 from tools.hermetic import Places, Stage
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _watched() -> None:
+    watched_or_skipped()
 
 
 def run(root: Path, command: str, stage: str = "work") -> tuple[int, hermetic.Doings, Places]:
