@@ -38,8 +38,10 @@ ROW_BYTES = 2 * (HALF + FULL)
 MOMENTS = {"cuda": 2 * (1 + FULL / 256), "cpu": 2 * FULL}
 
 # What lies idle between an allocator's blocks, as a share of them. On two CPU cores it was 0 to 9 % with
-# batches of one length and 26 % with the demo's own; on a GPU it was not measured.
-SLACK = {"cuda": 0.1, "cpu": 0.2}
+# batches of one length, 40 % in the first steps with the demo's own and 90 % over its whole run, with what
+# oneDNN keeps for every new shape. On an H100 it was 3 % with rows of one length, and the allocator there
+# gives back what lies idle before it fails.
+SLACK = {"cuda": 0.1, "cpu": 0.6}
 
 
 @dataclass(frozen=True)
