@@ -69,7 +69,7 @@ else
 setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of torch, or the CUDA one where nvidia-smi is found
 
 .venv/ready: requirements.lock requirements-cpu.lock requirements-cpu-torch.lock
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python %d.%d found; expected 3.11 or 3.12 (make PYTHON=python3.12 ...)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(0 if (3, 11, 4) <= v < (3, 13) else "Python %d.%d.%d found; expected 3.11 from 3.11.4 on, or 3.12 (make PYTHON=python3.12 ...)" % v)'
 	@echo "setup: installing the locked packages into .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv --clear .venv
 	@sed -n '/^setuptools==/,/# via/p' requirements.lock > .venv/setuptools.lock && $(INSTALL) -r .venv/setuptools.lock

@@ -71,7 +71,7 @@ def test_the_benchmarks_lock_changes_nothing(python: str) -> None:
 def test_pythons_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     allowed = SpecifierSet(project["requires-python"])
-    assert [f"3.{minor}" for minor in range(20) if f"3.{minor}" in allowed] == [*locks.PYTHONS]
+    assert [f"3.{minor}" for minor in range(20) if f"3.{minor}.99" in allowed] == [*locks.PYTHONS]
 
 
 def test_what_is_installed_is_what_is_locked() -> None:
