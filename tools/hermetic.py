@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from stages.common import program
+from stages.common import integrity, program
 from stages.common.errors import PipelineError, run
 from stages.common.params import load
 from tools import tiny, watching
@@ -100,7 +100,7 @@ class Violation:
 
 def below(path: str, places: Iterable[str]) -> bool:
     """Whether a path is one of these places, or lies in one."""
-    return any(path == place or path.startswith(f"{place}/") for place in places)
+    return any(integrity.below(path, place) for place in places)
 
 
 def above(path: str, places: Iterable[str]) -> bool:

@@ -3,7 +3,6 @@
 The commit "" stands for the working tree.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.common import files
+from stages.common import files, integrity
 from stages.common.errors import PipelineError
 
 METRICS = "reports/metrics.json"
@@ -172,7 +171,7 @@ def unfinished(
 
 def md5(data: bytes) -> str:
     """The hash by which DVC knows a file."""
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return str(integrity.plain_md5(data).hexdigest())
 
 
 # What the cache holds. ---------------------------------------------------------------------------------
