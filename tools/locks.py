@@ -1,16 +1,15 @@
 """What the locks pin, and whether what is installed is that."""
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from stages.common.errors import PipelineError
+from stages.common.program import Pin, parsed
 
 ROOT = Path(__file__).parents[1]
 CUDA = ("requirements.lock",)
@@ -18,46 +17,13 @@ CPU = ("requirements-cpu-torch.lock", "requirements-cpu.lock")
 PYTHONS = ("3.11", "3.12")  # pyproject's requires-python
 
 
-@dataclass(frozen=True)
-class Pin:
-    """One entry of a lock."""
-
-    name: str  # in canonical form: lower case, dashes
-    version: str
-    needed: Requirement  # as it stands there, with its marker
-    hashes: tuple[str, ...]  # "sha256:..." of the files that pip may take
-
-
-def parse(text: str, where: str = "a lock") -> list[Pin]:
-    """The entries of a lock in the form of `pip install --require-hashes`.
-
-    >>> [pin.version for pin in parse("numpy==2.4.6 ; python_version < '3.12' \\\\\\n    --hash=sha256:0f")]
-    ['2.4.6']
-
-    Raises PipelineError for an entry that is not `name==version`.
-    """
-    entries = re.sub(r"\\\n", " ", re.sub(r"(?m)^\s*#.*$", "", text)).splitlines()
-    pins = []
-    for entry in filter(str.strip, entries):
-        stated, *hashes = entry.split("--hash=")
-        try:
-            needed = Requirement(stated)
-            (exact,) = needed.specifier
-        except (InvalidRequirement, ValueError):
-            raise PipelineError(f"{where}: {stated.strip()}; expected name==version") from None
-        if exact.operator != "==":
-            raise PipelineError(f"{where}: {stated.strip()}; expected name==version")
-        name = canonicalize_name(needed.name)
-        pins.append(Pin(name, exact.version, needed, tuple(part.strip() for part in hashes)))
-    return pins
-
-
 def read(path: Path) -> list[Pin]:
     """The entries of a lock file; raises PipelineError where it is missing or holds something else."""
     try:
-        return parse(path.read_text(encoding="utf-8"), path.name)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PipelineError(f"{path.name}: no such file; expected a lock (make lock)") from None
+    return [pin for pins in parsed(text, path.name).pins.values() for pin in pins]
 
 
 def linux(python: str) -> dict[str, str]:
@@ -82,8 +48,7 @@ def applied(pins: Iterable[Pin], environment: Mapping[str, str] | None = None) -
     """
     found: dict[str, str] = {}
     for pin in pins:
-        marker = pin.needed.marker
-        if marker and not marker.evaluate(dict(environment) if environment else None):
+        if pin.marker and not Marker(pin.marker).evaluate(dict(environment) if environment else None):
             continue
         if found.setdefault(pin.name, pin.version) != pin.version:
             raise PipelineError(f"{pin.name}: {found[pin.name]} and {pin.version}; expected one version")

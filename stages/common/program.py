@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, groupby
 from pathlib import Path
@@ -43,10 +43,12 @@ class ProgramParams:
 
 @dataclass(frozen=True)
 class Pin:
-    """A version, and where it holds: a marker as in PEP 508, "" for everywhere."""
+    """An entry of a lock."""
 
+    name: str  # in canonical form: lower case, dashes
     version: str
-    marker: str
+    marker: str  # where it holds, as in PEP 508; "" for everywhere
+    hashes: tuple[str, ...]  # "sha256:..." of the files that pip may take
 
 
 @dataclass(frozen=True)
@@ -242,16 +244,19 @@ def lock(root: Path) -> Lock:
     return parsed(files.read_text(root / LOCK))
 
 
-PIN = re.compile(r"([a-z0-9-]+)==([^\s;]+)(?: ; (.+?))?(?: \\)?")
+PIN = re.compile(r"([a-z0-9-]+)==([^\s;,]+)(?: ; (.+?))?(?: \\)?")
+HASH = re.compile(r"    --hash=(sha256:[0-9a-f]{64})(?: \\)?")
 
 
 @cache
-def parsed(text: str) -> Lock:
-    """What `uv pip compile` writes: pins, and below each as comments the packages that it is there for.
+def parsed(text: str, where: str = LOCK) -> Lock:
+    """What `uv pip compile` writes: pins, and below each its hashes and the packages that it is there for.
 
     >>> found = parsed("a==1\\nb==2 ; python_version < '3.12'\\n    # via\\n    #   -r in\\n    #   a\\n")
     >>> found.pins["b"], found.needs
-    ([Pin(version='2', marker="python_version < '3.12'")], {'a': {'b'}})
+    ([Pin(name='b', version='2', marker="python_version < '3.12'", hashes=())], {'a': {'b'}})
+
+    Raises PipelineError on a line that is neither.
     """
     pins: dict[str, list[Pin]] = {}
     needs: dict[str, set[str]] = {}
@@ -261,11 +266,14 @@ def parsed(text: str) -> Lock:
             user = line.removeprefix("    # ").removeprefix("via").strip()
             if user and not user.startswith("-"):
                 needs.setdefault(user, set()).add(name)
-        elif line and not line.startswith(("#", "    --hash=")):
+        elif name and (match := HASH.fullmatch(line)):
+            last = pins[name][-1]
+            pins[name][-1] = replace(last, hashes=(*last.hashes, match[1]))
+        elif line and not line.startswith("#"):
             if not (match := PIN.fullmatch(line)):
-                raise PipelineError(f"{LOCK}:{number}: {line[:60]}; expected name==version (run make lock)")
+                raise PipelineError(f"{where}:{number}: {line[:60]}; expected name==version (run make lock)")
             name = match[1]
-            pins.setdefault(name, []).append(Pin(match[2], match[3] or ""))
+            pins.setdefault(name, []).append(Pin(name, match[2], match[3] or "", ()))
     return Lock(pins, needs)
 
 

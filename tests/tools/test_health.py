@@ -31,6 +31,12 @@ def test_another_version_than_the_locked_is_told(monkeypatch: pytest.MonkeyPatch
     assert not good and text.startswith("1 differ: dvc: 1.0; expected ")
 
 
+@pytest.mark.parametrize("version", ["3.11.3", "3.13.0"])
+def test_another_python_than_the_project_s_is_told(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(health.platform, "python_version", lambda: version)
+    assert health.python() == (False, f"{version}; expected >=3.11.4,<3.13")
+
+
 def test_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tools.health"], cwd=ROOT, capture_output=True, text=True, check=True

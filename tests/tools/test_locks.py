@@ -7,43 +7,53 @@ import pytest
 from stages.common.errors import PipelineError
 from tools import locks
 
-LOCK = """\
+A, B = (f"sha256:{letter * 64}" for letter in "ab")
+LOCK = f"""\
 # made by a tool
-Six==1.17.0 \\
-    --hash=sha256:aa \\
-    --hash=sha256:bb
+six==1.17.0 \\
+    --hash={A} \\
+    --hash={B}
     # via something
 two==1 ; python_full_version < '3.12' \\
-    --hash=sha256:cc
+    --hash={A}
 two==2 ; python_full_version >= '3.12' \\
-    --hash=sha256:dd
+    --hash={B}
 dog==3 ; sys_platform == 'win32' \\
-    --hash=sha256:ee
+    --hash={B}
 """
 
 
-def test_entries_hashes_and_markers() -> None:
-    pins = locks.parse(LOCK)
-    assert [(pin.name, pin.version) for pin in pins] == [
-        ("six", "1.17.0"),
-        ("two", "1"),
-        ("two", "2"),
-        ("dog", "3"),
+def written(folder: Path, text: str) -> Path:
+    path = folder / "x.lock"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_entries_hashes_and_markers(tmp_path: Path) -> None:
+    pins = locks.read(written(tmp_path, LOCK))
+    assert [(pin.name, pin.version, pin.hashes) for pin in pins] == [
+        ("six", "1.17.0", (A, B)),
+        ("two", "1", (A,)),
+        ("two", "2", (B,)),
+        ("dog", "3", (B,)),
     ]
-    assert pins[0].hashes == ("sha256:aa", "sha256:bb")
     assert locks.applied(pins, locks.linux("3.11")) == {"six": "1.17.0", "two": "1"}
     assert locks.applied(pins, locks.linux("3.12")) == {"six": "1.17.0", "two": "2"}
 
 
-@pytest.mark.parametrize("text", ["six", "six>=1", "six==1,==2", "https://example.org/six.whl"])
-def test_what_pins_nothing_is_refused(text: str) -> None:
-    with pytest.raises(PipelineError, match=r"x\.lock: .*; expected name==version"):
-        locks.parse(text, "x.lock")
+@pytest.mark.parametrize(
+    "line",
+    ["six", "six>=1", "six==1,==2", "https://example.org/six.whl", "    --hash=sha256:aa", f"--hash={A}"],
+)
+def test_what_pins_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(PipelineError, match=r"x\.lock:2: .*; expected name==version"):
+        locks.read(written(tmp_path, f"one==1\n{line}\n"))
 
 
-def test_two_versions_at_once_are_refused() -> None:
+def test_two_versions_at_once_are_refused(tmp_path: Path) -> None:
+    pins = locks.read(written(tmp_path, "six==1\nsix==2\n"))
     with pytest.raises(PipelineError, match="six: 1 and 2; expected one version"):
-        locks.applied(locks.parse("six==1\nsix==2\n"))
+        locks.applied(pins)
 
 
 def test_a_missing_lock_is_named(tmp_path: Path) -> None:
