@@ -117,7 +117,6 @@ def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GeneratePara
 def key(asked: list[Asked], folder: Path, chosen: GenerateParams) -> str:
     """What the answers depend on, as a hash: model, questions, parameters, code, packages and device."""
     import torch
-    import transformers
 
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -127,17 +126,16 @@ def key(asked: list[Asked], folder: Path, chosen: GenerateParams) -> str:
         [[task.id, task.suite, task.kind, task.prompt, sample] for task, sample in asked],
         settings,
         program.describe("generate"),
-        [torch.__version__, transformers.__version__, models.device(), torch.get_num_threads()],
+        [torch.__version__, models.device(), torch.get_num_threads()],
     ]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:32]
 
 
-def generate(asked: list[Asked], folder: Path, chosen: GenerateParams) -> list[files.Row]:
-    """Every answer's row, in the order of `asked`; batches that an earlier run answered stay."""
+def generate(asked: list[Asked], folder: Path, chosen: GenerateParams, kept: Path) -> list[files.Row]:
+    """Every answer's row, in the order of `asked`; batches that an earlier run left in `kept` stay."""
     from tqdm import tqdm
 
-    kept = PARTIAL / "generate" / key(asked, folder, chosen)
     plan = list(enumerate(batches(asked, chosen.batch_size)))
     missing = [(number, batch) for number, batch in plan if not (kept / f"{number}.jsonl").exists()]
     if missing:
@@ -199,10 +197,11 @@ def main() -> None:
         check_samples(tasks, chosen)
         tasks = suites.subset(tasks, chosen.limits)
     asked = questions(tasks, chosen)
-    rows = generate(asked, folder, chosen)
+    kept = PARTIAL / "generate" / key(asked, folder, chosen)
+    rows = generate(asked, folder, chosen, kept)
     path = COMPLETIONS / f"{given.name}.jsonl"
     files.write_rows(path, rows)
-    shutil.rmtree(PARTIAL / "generate" / key(asked, folder, chosen))
+    shutil.rmtree(kept)
     tokens = sum(row["new_tokens"] for row in rows)
     print(f"generate {given.name}: {len(rows)} answers, {tokens:,} tokens, {path}")
 

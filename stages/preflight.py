@@ -468,7 +468,7 @@ def main() -> None:
     if not examples:
         raise PipelineError(f"{TRAIN}: 0 rows; expected some to train on")
     tokens = finetuning.tokenizer(BASE, chosen)
-    asked = finetuning.asked(examples, tokens)
+    asked = finetuning.tokenized(examples, tokens)
     kept = finetuning.answerable(examples, asked, chosen)
     facts, promised = plan(examples, len(kept), tokens, asked, chosen, wanted)
     ordered = finetuning.levelled(kept, finetuning.lengths(kept, tokens), chosen)

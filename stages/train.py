@@ -135,7 +135,7 @@ def fine_tune(chosen: TrainParams) -> None:
     tokens = finetuning.tokenizer(BASE, chosen)
     given = len(train)
     train, valid = (
-        finetuning.answerable(rows, finetuning.asked(rows, tokens), chosen) for rows in (train, valid)
+        finetuning.answerable(rows, finetuning.tokenized(rows, tokens), chosen) for rows in (train, valid)
     )
     if len(train) < given:
         print(f"train: {given - len(train)} examples left out, whose prompt fills {chosen.max_length} tokens")
@@ -166,7 +166,7 @@ def fine_tune(chosen: TrainParams) -> None:
             callbacks.watch(),
             callbacks.sealing(kept, chosen.keep, spent),
             callbacks.interruptible(),
-            callbacks.freeing(),
+            *([callbacks.freeing()] if models.device() == "cpu" else []),
             *([callbacks.bar()] if launching.leads() else []),
         ]
         if asked and chosen.probe.steps:

@@ -30,6 +30,18 @@ os.environ.setdefault(
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: what shares a fixture shares a process, the pipeline's run or a module's own.
+
+    The pipeline's tests come first, since they take longest.
+    """
+    for item in items:
+        piped = "clone" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("pipeline" if piped else item.path.stem))
+    items.sort(key=lambda item: "clone" not in getattr(item, "fixturenames", ()))
+
+
 def read_yaml(path: Path) -> Any:
     return YAML(typ="safe").load(path)
 

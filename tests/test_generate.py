@@ -109,7 +109,7 @@ def test_the_size_of_a_batch_changes_neither_rows_nor_order(
     for size in (1, 4, 100):
         asked_for = valid(batch_size=size, samples={"b_words": 2})
         questions = generate.questions(all_tasks(asked), asked_for)
-        rows = generate.generate(questions, Path("models/base"), asked_for)
+        rows = generate.generate(questions, Path("models/base"), asked_for, Path(f".partial/{size}"))
         assert [(row["id"], row["sample"]) for row in rows] == [(task.id, n) for task, n in questions]
         found.append([(row["id"], row["sample"], row["suite"], row["prompt"]) for row in rows])
     assert found[0] == found[1] == found[2]

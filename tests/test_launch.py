@@ -266,18 +266,25 @@ def test_killed_together_and_alone_it_ends_with_the_same_bytes(
     assert outputs(project.root) == outputs(whole)
 
 
-def test_sigterm_saves_in_all_processes_and_the_next_run_goes_on(
+def test_sharded_killed_and_then_stopped_it_ends_with_the_same_bytes(
     tmp_path: Path, tiny_model: Path, environment: dict[str, str], fsdp2: Path
 ) -> None:
     project = prepared(tmp_path / "run", tiny_model, "fsdp2")
-    started = Started(project.root, environment).after(6)
-    ranks = started.ranks()
-    started.process.terminate()
-    assert started.ends() == 2
+    first = Started(project.root, environment).after(3)
+    ranks = first.ranks()
+    first.process.kill()
+    assert first.ends() == -signal.SIGKILL
+    end_together(ranks)
+
+    second = Started(project.root, environment).after(8)
+    ranks = second.ranks()
+    second.process.terminate()
+    assert second.ends() == 2
     end_together(ranks)
     assert "error: train: stopped by SIGTERM after step" in log(project.root)
+
     trained(project, environment)
-    assert "goes on from" in log(project.root)
+    assert log(project.root).count("goes on from") == 2
     assert outputs(project.root) == outputs(fsdp2)
 
 

@@ -171,7 +171,7 @@ def lengths(examples: list[Example], tokens: Any) -> list[int]:
     return [len(ids) for ids in tokens.apply_chat_template(conversations, return_dict=False)]
 
 
-def asked(examples: list[Example], tokens: Any) -> list[list[int]]:
+def tokenized(examples: list[Example], tokens: Any) -> list[list[int]]:
     """The tokens of each example's prompt, as training and generation feed it."""
     rendered = [prompts.render(tokens, example.prompt) for example in examples]
     found: list[list[int]] = tokens(rendered, add_special_tokens=False)["input_ids"] if rendered else []
