@@ -252,7 +252,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "direct", "all_touched"), PARAMETERS, ids=lambda value: str(value)[:30]
+    ("key", "value", "direct", "all_touched"), PARAMETERS, ids=[key for key, *_ in PARAMETERS]
 )
 def test_a_parameter_reruns_its_stage_and_what_follows(
     key: str, value: Any, direct: set[str], all_touched: set[str], restored: Clone, graph: Graph
