@@ -118,7 +118,7 @@ health: setup ## print versions, device and sandbox; fails where something is mi
 	@python -m tools.health
 
 test: setup ## unit tests, contracts, and the whole pipeline at a tiny size, in a process for each core
-	@python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	@python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 bench: setup ## data stages, near-duplicates, sandbox, generation and training against their peers (some minutes)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock

@@ -30,16 +30,25 @@ os.environ.setdefault(
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes: what shares a fixture shares a process, the pipeline's run or a module's own.
+PIPED = {f"tests/test_{name}.py" for name in ("smoke", "contracts", "branches", "remotes")}  # use `clone`
 
-    The pipeline's tests come first, since they take longest.
-    """
-    for item in items:
-        piped = "clone" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("pipeline" if piped else item.path.stem))
-    items.sort(key=lambda item: "clone" not in getattr(item, "fixturenames", ()))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process gets all tests of the whole pipeline's run, and one each file's others."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "pipeline" if file in PIPED else file
+
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in PIPED)
 
 
 def read_yaml(path: Path) -> Any:
