@@ -190,12 +190,12 @@ def unix_md5(path: Path) -> str:
 def entry(path: Path) -> tuple[str, str]:
     """What an entry of the run cache should be named: by its command and inputs, and by all of it."""
     from dvc.utils import dict_sha256
-    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
+    from dvc.utils.serialize import ParseError, load_yaml
 
     try:
         said = load_yaml(str(path))
         brief = {**said, "outs": [out["path"] for out in said["outs"]]}
-    except (YAMLFileCorruptedError, TypeError, KeyError):
+    except (ParseError, TypeError, KeyError, ValueError):  # the last by an impossible date
         return "", "of no entry"
     key, value = (dict_sha256(one, exclude=["size", "nfiles"]) for one in (brief, said))
     return str(key), str(value)

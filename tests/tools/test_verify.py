@@ -194,6 +194,17 @@ def test_a_shared_cache_is_read_where_it_lies(clone: Clone, command: Command) ->
     assert command()[0] == 1
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\xb9", b"a: [", b"a: 1", b"- 1", b"outs: 1", b"outs: [1]", b"outs:\n- path: 2026-13-99\n", b""],
+)
+def test_what_is_no_entry_of_the_run_cache_has_another_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "entry"
+    path.write_bytes(content)
+    key, value = verify.entry(path)
+    assert len(key) != 64 or len(value) != 64
+
+
 def test_elsewhere_than_in_a_project_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PipelineError, match=r"dvc.yaml: not found; expected"):
