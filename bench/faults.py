@@ -38,7 +38,7 @@ from stages.common.progress import progress
 from tools import tiny, verify
 
 SEED = 0
-FOLDERS = ("data", "models", "reports", ".partial", ".dvc/cache")  # where there are faults
+FOLDERS = ("data", "models", "reports", "programs", ".partial", ".dvc/cache")  # where there are faults
 BLOCK = 512  # bytes: a sector of a disk
 
 FINDERS = ("verify", "start", "status", "repro", "checkout")
@@ -268,17 +268,22 @@ def measure(count: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
         if out.path in kept
         for md5 in (out.md5, *(integrity.recorded(out) or {}).values())
     }
+    if odd := [out.path for out in outs if not any(integrity.below(out.path, one) for one in FOLDERS)]:
+        raise PipelineError(f"{odd[0]}: an output; expected it below one of {', '.join(FOLDERS)}")
     counts: dict[str, Counter[str]] = {}
     faults = list(plan(places(outs, kept), count, seed))
-    for fault in progress(faults, "faults", "faults"):
-        put(fault)
-        found = {"verify": by_verify(fault), "start": by_start(fault), **by_dvc(fault, holders, then)}
-        for name in (fault.place, fault.kind, "times put back" if fault.quiet else "times changed", "all"):
-            row = counts.setdefault(name, Counter())
-            row["faults"] += 1
-            for finder, yes in found.items():
-                row[finder] += bool(yes)
-                row[f"{finder} asked"] += yes is not None
+    try:
+        for fault in progress(faults, "faults", "faults"):
+            put(fault)
+            found = {"verify": by_verify(fault), "start": by_start(fault), **by_dvc(fault, holders, then)}
+            for name in (fault.place, fault.kind, f"times {'put back' if fault.quiet else 'changed'}", "all"):
+                row = counts.setdefault(name, Counter())
+                row["faults"] += 1
+                for finder, yes in found.items():
+                    row[finder] += bool(yes)
+                    row[f"{finder} asked"] += yes is not None
+    finally:
+        restore(then)
     return counts, list(dict.fromkeys(fault.place for fault in faults))
 
 

@@ -62,6 +62,8 @@ KEPT = {
     "generate": [".partial", *COMPILED],  # answers by a key of all that they depend on
     "report": [".git", ".mailmap"],  # the last committed run, for comparison; DVC has no way to name it
 }
+# torch's build for CUDA looks for its libraries in every folder of Python's path, the project's too.
+LIBRARIES = re.compile(r"(nvidia|(cu|nccl|nv)\w*/lib)(/.*)?")
 
 Doings = dict[str, dict[str, set[str]]]  # by stage, what it did to which names
 
@@ -235,7 +237,13 @@ def violations(stage: Stage, done: Mapping[str, set[str]], places: Places) -> li
 def sought(stage: Stage, done: Mapping[str, set[str]], places: Places) -> list[str]:
     """The files that a stage would read if they were there, of the project and not named in dvc.yaml."""
     right = rules(stage, set(), places)["reads"]
-    return [name for name in sorted(done.get("seeks", ())) if below(name, [places.root]) and not right(name)]
+    return [
+        name
+        for name in sorted(done.get("seeks", ()))
+        if below(name, [places.root])
+        and not right(name)
+        and not LIBRARIES.fullmatch(os.path.relpath(name, places.root))
+    ]
 
 
 def idle(stage: Stage, done: Mapping[str, set[str]]) -> list[str]:
