@@ -62,8 +62,9 @@ KEPT = {
     "generate": [".partial", *COMPILED],  # answers by a key of all that they depend on
     "report": [".git", ".mailmap"],  # the last committed run, for comparison; DVC has no way to name it
 }
-# torch's build for CUDA looks for its libraries in every folder of Python's path, the project's too.
-LIBRARIES = re.compile(r"(nvidia|(cu|nccl|nv)\w*/lib)(/.*)?")
+# torch's build for CUDA looks for its libraries in every folder of Python's path, the project's too, and the
+# loader for the driver's there.
+LIBRARIES = re.compile(r"(nvidia|(cu|nccl|nv)\w*/lib)(/.*)?|(.*/)?libcuda\.so\.1")
 
 Doings = dict[str, dict[str, set[str]]]  # by stage, what it did to which names
 
