@@ -117,8 +117,8 @@ pin: setup ## put commits and sha256s in place of the branches that conf/ names 
 health: setup ## print versions, device and sandbox; fails where something is missing
 	@python -m tools.health
 
-test: setup ## unit tests, contracts, and the whole pipeline at a tiny size, in a process for each core
-	@python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: setup ## unit tests, contracts, and the whole pipeline at a tiny size, in a process for each core, eight at most
+	@python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## data stages, near-duplicates, sandbox, generation and training against their peers (some minutes)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r bench/requirements.lock
