@@ -276,7 +276,8 @@ def measure(count: int, seed: int) -> tuple[dict[str, Counter[str]], list[str]]:
         for fault in progress(faults, "faults", "faults"):
             put(fault)
             found = {"verify": by_verify(fault), "start": by_start(fault), **by_dvc(fault, holders, then)}
-            for name in (fault.place, fault.kind, f"times {'put back' if fault.quiet else 'changed'}", "all"):
+            times = "times put back" if fault.quiet else "times changed"
+            for name in (fault.place, fault.kind, times, "all"):
                 row = counts.setdefault(name, Counter())
                 row["faults"] += 1
                 for finder, yes in found.items():

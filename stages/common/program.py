@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, groupby
 from pathlib import Path
@@ -258,7 +258,7 @@ def parsed(text: str, where: str = LOCK) -> Lock:
 
     Raises PipelineError on a line that is neither.
     """
-    pins: dict[str, list[Pin]] = {}
+    entries: list[tuple[re.Match[str], list[str]]] = []  # and the hashes of each
     needs: dict[str, set[str]] = {}
     name = ""
     for number, line in enumerate(text.split("\n"), 1):
@@ -266,14 +266,16 @@ def parsed(text: str, where: str = LOCK) -> Lock:
             user = line.removeprefix("    # ").removeprefix("via").strip()
             if user and not user.startswith("-"):
                 needs.setdefault(user, set()).add(name)
-        elif name and (match := HASH.fullmatch(line)):
-            last = pins[name][-1]
-            pins[name][-1] = replace(last, hashes=(*last.hashes, match[1]))
+        elif entries and (match := HASH.fullmatch(line)):
+            entries[-1][1].append(match[1])
         elif line and not line.startswith("#"):
             if not (match := PIN.fullmatch(line)):
                 raise PipelineError(f"{where}:{number}: {line[:60]}; expected name==version (run make lock)")
             name = match[1]
-            pins.setdefault(name, []).append(Pin(name, match[2], match[3] or "", ()))
+            entries.append((match, []))
+    pins: dict[str, list[Pin]] = {}
+    for match, hashes in entries:
+        pins.setdefault(match[1], []).append(Pin(match[1], match[2], match[3] or "", tuple(hashes)))
     return Lock(pins, needs)
 
 
