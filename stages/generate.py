@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,18 +59,17 @@ def questions(tasks: list[suites.Task], chosen: GenerateParams) -> list[Asked]:
     return [(task, sample) for task in tasks for sample in range(1 + chosen.samples.get(task.suite, 0))]
 
 
-def batches(asked: list[Asked], size: int) -> Iterator[list[Asked]]:
-    """Questions of one kind together, longest prompts first, so that a batch has little padding."""
-
-    def group(one: Asked) -> tuple[str, bool]:
-        return one[0].kind, one[1] > 0
-
-    for key in sorted(set(map(group, asked))):
-        same = sorted(
-            (one for one in asked if group(one) == key),
-            key=lambda one: (-len(one[0].prompt), one[0].id, one[1]),
+def batches(asked: list[Asked], chosen: GenerateParams) -> Iterator[list[Asked]]:
+    """Questions whose answers end alike together, longest prompts first: a batch has little padding."""
+    groups: dict[object, list[Asked]] = {}
+    for task, sample in asked:
+        alike = chosen.max_new_tokens[task.kind], ENDED.get(task.kind), sample > 0
+        groups.setdefault(alike, []).append((task, sample))
+    for same in groups.values():
+        same.sort(key=lambda one: (-len(one[0].prompt), one[0].id, one[1]))
+        yield from (
+            same[start : start + chosen.batch_size] for start in range(0, len(same), chosen.batch_size)
         )
-        yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 def verdict_tokens(tokenizer: Any) -> tuple[int, int]:
@@ -86,16 +85,25 @@ def verdict_tokens(tokenizer: Any) -> tuple[int, int]:
     return vulnerable, safe
 
 
-def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GenerateParams) -> list[files.Row]:
-    """The rows of one batch. `log_odds`: log p(VULNERABLE) - log p(SAFE) where a verdict begins, in nats."""
+def answers(
+    model: Any,
+    tokenizer: Any,
+    batch: list[Asked],
+    chosen: GenerateParams,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[files.Row]:
+    """The rows of one batch; `done` is told how many answers have ended whenever some have.
+
+    `log_odds` of a detection: log p(VULNERABLE) - log p(SAFE) where the verdict begins, in nats.
+    """
     kind, drawn = batch[0][0].kind, batch[0][1] > 0
     pick: decoding.Pick = decoding.greedy
     if drawn:
         keys = [f"{chosen.seed} {task.id} {sample}" for task, sample in batch]
         pick = decoding.sampled(keys, chosen.temperature)
     texts = [prompts.render(tokenizer, task.prompt) for task, _ in batch]
-    limit = chosen.max_new_tokens[kind]
-    replies = decoding.answer(model, tokenizer, texts, limit, ENDED.get(kind, lambda answer: False), pick)
+    limit, ended = chosen.max_new_tokens[kind], ENDED.get(kind, lambda answer: False)
+    replies = decoding.answer(model, tokenizer, texts, limit, ended, pick, done)
     rows = []
     for (task, sample), text, reply in zip(batch, texts, replies, strict=True):
         row = {
@@ -107,7 +115,7 @@ def answers(model: Any, tokenizer: Any, batch: list[Asked], chosen: GeneratePara
             "new_tokens": len(reply.tokens),
             "ended": "stop" if reply.complete else "length",
         }
-        if kind == "detection":
+        if task.kind == "detection":
             vulnerable, safe = verdict_tokens(tokenizer)
             row["log_odds"] = round(float(reply.first[vulnerable] - reply.first[safe]), 4)
         rows.append(row)
@@ -136,7 +144,7 @@ def generate(asked: list[Asked], folder: Path, chosen: GenerateParams, kept: Pat
     """Every answer's row, in the order of `asked`; batches that an earlier run left in `kept` stay."""
     from tqdm import tqdm
 
-    plan = list(enumerate(batches(asked, chosen.batch_size)))
+    plan = list(enumerate(batches(asked, chosen)))
     missing = [(number, batch) for number, batch in plan if not (kept / f"{number}.jsonl").exists()]
     if missing:
         if len(missing) < len(plan):
@@ -145,8 +153,9 @@ def generate(asked: list[Asked], folder: Path, chosen: GenerateParams, kept: Pat
         with tqdm(total=len(asked), desc=f"generate {folder}", unit="answer") as bar:
             bar.update(len(asked) - sum(len(batch) for _, batch in missing))
             for number, batch in missing:
-                files.write_rows(kept / f"{number}.jsonl", answers(model, tokenizer, batch, chosen))
-                bar.update(len(batch))
+                files.write_rows(
+                    kept / f"{number}.jsonl", answers(model, tokenizer, batch, chosen, bar.update)
+                )
     rows = {
         (row["id"], row["sample"]): row
         for number, _ in plan

@@ -88,9 +88,10 @@ def test_the_greedy_answer_comes_first_and_samples_are_by_suite(asked: Project) 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_batches_hold_every_question_once_and_one_kind_each(size: int, asked: Project) -> None:
-    questions = generate.questions(all_tasks(asked), valid(samples={"humaneval": 2, "a_pairs": 1}))
-    batches = list(generate.batches(questions, size))
+def test_batches_hold_every_question_once_and_one_end_each(size: int, asked: Project) -> None:
+    chosen = valid(samples={"humaneval": 2, "a_pairs": 1}, batch_size=size)
+    questions = generate.questions(all_tasks(asked), chosen)
+    batches = list(generate.batches(questions, chosen))
     flat = [(task.id, sample) for batch in batches for task, sample in batch]
     assert sorted(flat) == sorted((task.id, sample) for task, sample in questions)
     for batch in batches:
@@ -98,7 +99,22 @@ def test_batches_hold_every_question_once_and_one_kind_each(size: int, asked: Pr
         assert len({(task.kind, sample > 0) for task, sample in batch}) == 1
         lengths = [len(task.prompt) for task, _ in batch]
         assert lengths == sorted(lengths, reverse=True)
-    assert list(generate.batches(questions[::-1], size)) == batches
+    again = list(generate.batches(questions[::-1], chosen))
+    assert len(again) == len(batches) and all(batch in batches for batch in again)
+
+
+def test_kinds_whose_answers_end_alike_share_a_batch(asked: Project) -> None:
+    kinds = ("code", "fixing", "explanation", "code", "reference", "fixing", "detection")
+    tasks = [suites.Task(f"t{number}", "s", kind, "p") for number, kind in enumerate(kinds)]
+
+    def shared(**lengths: int) -> list[str]:
+        chosen = valid(max_new_tokens=dict.fromkeys(set(kinds), 320) | lengths)
+        asked = [(task, 0) for task in tasks]
+        return ["".join(task.id[1:] for task, _ in batch) for batch in generate.batches(asked, chosen)]
+
+    assert shared() == ["0135", "24", "6"]
+    assert shared(fixing=300) == ["03", "15", "24", "6"]
+    assert shared(reference=96) == ["0135", "2", "4", "6"]
 
 
 def test_the_size_of_a_batch_changes_neither_rows_nor_order(
@@ -204,7 +220,7 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
             "log_odds": -2.2346,
         },
     ]
-    assert told[0][2:] == ([row["prompt"] for row in rows], 7, prompts.answered_line, decoding.greedy)
+    assert told[0][2:6] == ([row["prompt"] for row in rows], 7, prompts.answered_line, decoding.greedy)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,28 @@
 """Let a model answer many prompts at once: a batch with a key-value cache that shrinks as answers end.
 
-The library's `generate` keeps every row of a batch until its last one ends; here a row leaves when it ends,
-at the model's end token or where `ended` finds that the answer is complete.
+The library's `generate` pads every prompt to the longest one of its batch and keeps every row until the last
+one ends. Here prompts are read a few at a time, and a row leaves when it ends: at the model's end token or
+where `ended` finds that the answer is complete.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.common.errors import PipelineError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import DynamicCache
 
 Ended = Callable[[str], bool]
 Pick = Callable[["torch.Tensor", Sequence[int]], "torch.Tensor"]
 
-SHRINK = 0.75  # share of living rows from which on the dead ones are cut out of the cache, which copies it
+PASS = 2048  # tokens, padding counted, of the prompts that are read at once: memory and padding stay small
+ROOM = 64  # tokens for which memory is taken in advance when that of the keys and values is full
 
 
 @dataclass(frozen=True)
@@ -58,60 +62,121 @@ def sampled(keys: Sequence[str], temperature: float) -> Pick:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[str], limit: int, ended: Ended, pick: Pick = greedy
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    limit: int,
+    ended: Ended,
+    pick: Pick = greedy,
+    done: Callable[[int], object] = lambda count: None,
 ) -> list[Reply]:
     """A reply to each rendered prompt, of at most `limit` tokens, in the order of the prompts.
 
-    `ended` is asked whenever a token brings a line feed or a backtick, with the answer so far. Raises
-    PipelineError for models that keep a recurrent state beside attention or in its place.
+    `ended` is asked whenever a token brings a line feed or a backtick, with the answer so far; `done` is told
+    how many answers have ended whenever some have. Raises PipelineError for models that keep more than keys
+    and values of attention.
     """
     import torch
-    from transformers import DynamicCache
 
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: padding is masked
-    given = tokenizer(
-        list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-    ).to(model.device)
-    ids, mask = given["input_ids"], given["attention_mask"]
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
     stops, marks = end_tokens(model, tokenizer), _marks(tokenizer)
-    cache = DynamicCache(config=model.config)
-    if model._is_stateful or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
-        raise PipelineError(
-            f"{model.config.model_type}: keeps a recurrent state; expected a model of attention alone, "
-            "whose cache can let go of answers that ended"
-        )
-    rows = list(range(len(prompts)))  # the prompts that the batch still holds
+    first, mask, cache = _read(model, tokenizer, prompts)
+    rows = list(range(len(prompts)))  # the prompts whose answers have not ended
     tokens: list[list[int]] = [[] for _ in prompts]
     complete = [False] * len(prompts)
-    first: Any = None
-    for _ in range(limit):
-        with _fine(model) if first is None else nullcontext():
-            logits = _step(model, ids, mask, positions, cache)
-        first = logits if first is None else first
+    logits = first
+    for number in range(limit):
         chosen = pick(logits.to(model.dtype), rows)
         for row, token in zip(rows, chosen.tolist(), strict=True):
-            if complete[row]:
-                continue
             tokens[row].append(token)
             complete[row] = token in stops or (token in marks and ended(tokenizer.decode(tokens[row])))
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        living = [place for place, row in enumerate(rows) if not complete[row]]
-        if not living:
-            break
-        if len(living) <= SHRINK * len(rows):
+        living = [place for place, row in enumerate(rows) if not complete[row] and number < limit - 1]
+        if len(living) < len(rows):
+            done(len(rows) - len(living))
+            if not living:
+                break
             rows = [rows[place] for place in living]
             kept = torch.tensor(living, device=model.device)
-            ids, mask, positions = ids[kept], mask[kept], positions[kept]
+            chosen, mask = chosen[kept], mask[kept]
             cache.batch_select_indices(kept)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        logits = _step(model, chosen[:, None], mask, cache)
     return [Reply(*reply) for reply in zip(tokens, complete, first, strict=True)]
 
 
-def _step(model: Any, ids: Any, mask: Any, positions: Any, cache: Any) -> "torch.Tensor":
-    """The (rows, vocabulary) logits of the next token."""
+def _read(
+    model: Any, tokenizer: Any, prompts: Sequence[str]
+) -> "tuple[torch.Tensor, torch.Tensor, DynamicCache]":
+    """Read the prompts: float32 logits of the first tokens, and the mask and the cache of them all."""
+    import torch
+    from torch.nn.functional import pad
+    from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    joined = DynamicCache(config=model.config)
+    known = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}  # a dummy reads what another layer keeps
+    if model._is_stateful or not {*map(type, joined.layers)} <= known:
+        raise PipelineError(
+            f"{model.config.model_type}: keeps a state beside keys and values; expected a model of attention "
+            "alone, whose cache can let go of answers that ended"
+        )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: padding is masked
+    logits, masks, caches = [], [], []
+    for group in _groups(tokenizer(list(prompts), add_special_tokens=False)["input_ids"]):
+        given = tokenizer.pad({"input_ids": group}, padding_side="left", return_tensors="pt").to(model.device)
+        caches.append(DynamicCache(config=model.config))
+        masks.append(given["attention_mask"])
+        with _fine(model):
+            logits.append(_step(model, given["input_ids"], masks[-1], caches[-1]))
+    width = max(mask.shape[1] for mask in masks)
+    for number in range(len(joined.layers)):
+        layers = [cache.layers.pop(0) for cache in caches]  # what is joined is let go
+        if isinstance(layers[0], DummyLayer):
+            continue
+        keys, values = (
+            torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts])
+            for parts in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
+        )
+        joined.update(keys, values, number)
+        if type(joined.layers[number]) is DynamicLayer:
+            joined.layers[number].update = partial(_append, joined.layers[number])
+    mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+    return torch.cat(logits), mask, joined
+
+
+def _append(layer: Any, keys: Any, values: Any, *others: Any) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What a cache's layer does with new keys and values, without copying the old ones for every token."""
+    layer.keys, layer.values = _appended(layer.keys, keys), _appended(layer.values, values)
+    return layer.keys, layer.values
+
+
+def _appended(held: "torch.Tensor", new: "torch.Tensor") -> "torch.Tensor":
+    """Both (rows, heads, tokens, size), one after the other: in the memory of the first where it has room."""
+    *outer, length, size = held.shape
+    grown = length + new.shape[-2]
+    if held.stride(1) < grown * size:
+        memory = held.new_empty(*outer, grown + ROOM, size)
+        memory[:, :, :length] = held
+        held = memory
+    whole = held.as_strided((*outer, grown, size), held.stride())
+    whole[:, :, length:] = new
+    return whole
+
+
+def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Neighbours together, as many as fill one pass when padded to the longest of them."""
+    group: list[list[int]] = []
+    for prompt in prompts:
+        if group and (len(group) + 1) * max(map(len, (*group, prompt))) > PASS:
+            yield group
+            group = []
+        group.append(prompt)
+    yield group
+
+
+def _step(model: Any, ids: Any, mask: Any, cache: Any) -> "torch.Tensor":
+    """The (rows, vocabulary) logits of the token after `ids`, the last ones of those that `mask` covers."""
     import torch
 
+    positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     with torch.inference_mode():
         output = model(
             input_ids=ids,

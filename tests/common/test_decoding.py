@@ -1,4 +1,4 @@
-"""Decoding: the library's greedy tokens whatever leaves the batch when, and draws that follow the softmax."""
+"""Decoding: the library's greedy tokens whatever is read together and leaves when; draws as the softmax."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,13 @@ PROMPTS = [
     "import os\n\ntry:\n    value = int(text)\n",
 ]
 LIMIT = 24
+SHARED = {  # the last layers read what earlier ones keep
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "head_dim": 16,
+    "sliding_window": 8,
+}
 Model = tuple[Any, Any]
 
 
@@ -112,8 +119,7 @@ def test_greedy_tokens_are_those_of_the_library(tiny, limit):
     assert all(reply.complete == (reply.tokens[-1] == tiny[1].eos_token_id) for reply in replies)
 
 
-@pytest.mark.parametrize("shrink", [0.0, 0.5, decoding.SHRINK, 1.0])
-def test_rows_that_end_leave_and_change_nothing_for_the_others(tiny, sizes, monkeypatch, shrink):
+def test_rows_that_end_leave_and_change_nothing_for_the_others(tiny, sizes, monkeypatch):
     model, _ = tiny
     usual = [library(tiny, prompt) for prompt in PROMPTS]
     stops = [tokens[place] for tokens, place in zip(usual, (0, 2, 5, 9, 9, 14, 20), strict=False)]
@@ -123,17 +129,52 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(tiny, sizes, monk
     lengths = [len(tokens) for tokens in expected]
     assert len(set(lengths)) > 4 and max(lengths) <= LIMIT
 
-    monkeypatch.setattr(decoding, "SHRINK", shrink)
-    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never)
+    told: list[int] = []
+    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never, done=told.append)
     assert [reply.tokens for reply in replies] == expected
     assert [reply.complete for reply in replies] == [tokens[-1] in ends for tokens in expected]
-    assert len(sizes) == max(lengths) and sizes == sorted(sizes, reverse=True)
-    living = [sum(length > step for length in lengths) for step in range(len(sizes))]
-    assert all(held >= alive for held, alive in zip(sizes, living, strict=True))
-    if shrink == 0:
-        assert set(sizes) == {len(PROMPTS)}
-    else:
-        assert all(alive > shrink * held or held == alive for held, alive in zip(sizes, living, strict=True))
+    assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert told == [lengths.count(length) for length in sorted(set(lengths))]
+
+
+@pytest.mark.parametrize(("size", "passes"), [(1, len(PROMPTS)), (60, 7), (200, 3), (10_000, 1)])
+def test_however_many_prompts_are_read_at_once_the_answers_are_the_same(
+    tiny, sizes, monkeypatch, size, passes
+):
+    expected = [library(tiny, prompt) for prompt in PROMPTS]
+    monkeypatch.setattr(decoding, "PASS", size)
+    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never)
+    assert [reply.tokens for reply in replies] == expected
+    assert sum(sizes[:passes]) == len(PROMPTS) and len(sizes) == passes + LIMIT - 1
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_however_often_memory_is_taken_the_answers_are_the_same(tiny, monkeypatch, room):
+    monkeypatch.setattr(decoding, "ROOM", room)
+    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never)
+    assert [reply.tokens for reply in replies] == [library(tiny, prompt) for prompt in PROMPTS]
+
+
+def test_tokens_are_appended_where_there_is_room():
+    first, *others = torch.randn(6, 3, 2, 1, 4)
+    held = first
+    places = []
+    for other in others:
+        held = decoding._appended(held, other)
+        places.append(held.data_ptr())
+    assert torch.equal(held, torch.cat([first, *others], 2)) and len(set(places)) == 1
+    whole = decoding._appended(held, torch.randn(3, 2, decoding.ROOM, 4))
+    assert whole.data_ptr() != held.data_ptr() and torch.equal(whole[:, :, :6], held)
+    fewer = held[[2, 0]]
+    grown = decoding._appended(fewer, others[0][:2])
+    assert torch.equal(grown[:, :, :6], fewer) and torch.equal(grown[:, :, 6:], others[0][:2])
+
+
+def test_prompts_are_read_with_their_neighbours_as_long_as_one_pass_holds_them(monkeypatch):
+    monkeypatch.setattr(decoding, "PASS", 12)
+    given = [[1] * length for length in (5, 6, 4, 4, 4, 1, 12, 13, 1, 1, 1)]
+    groups = [[len(prompt) for prompt in group] for group in decoding._groups(given)]
+    assert groups == [[5, 6], [4, 4, 4], [1], [12], [13], [1, 1, 1]]
 
 
 def test_order_and_company_of_the_prompts_do_not_matter(tiny):
@@ -146,7 +187,7 @@ def test_order_and_company_of_the_prompts_do_not_matter(tiny):
 
 def test_the_logits_of_the_first_token_stay_with_their_prompt(tiny, monkeypatch):
     model, tokenizer = tiny
-    monkeypatch.setattr(decoding, "SHRINK", 1.0)
+    monkeypatch.setattr(decoding, "PASS", 60)
     answers = ["\n", "word word word", "", "\nSAFE", "x", "", "some more words", "\n"]
     replies = decoding.answer(*tiny, PROMPTS, 8, prompts.answered_line, scripted(tiny, answers))
     for prompt, reply in zip(PROMPTS, replies, strict=True):
@@ -174,9 +215,12 @@ def test_the_first_logits_of_a_bfloat16_model_are_finer_than_its_own(tiny, tiny_
         ("gemma2", {"final_logit_softcapping": 2.0, "head_dim": 16, "sliding_window": 8}),
         ("mistral", {"head_dim": 16, "sliding_window": 8}),
         ("phi", {"num_key_value_heads": 4}),  # whose output embeddings have a bias
+        ("gemma4_text", SHARED),
     ],
 )
-def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes):
+@pytest.mark.parametrize("size", [60, 10_000])
+def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes, size, monkeypatch):
+    monkeypatch.setattr(decoding, "PASS", size)
     _, tokenizer = tiny
     model = built(kind, tokenizer, **changes)
     torch.nn.init.normal_(model.get_output_embeddings().weight)
@@ -197,7 +241,7 @@ def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes):
 def test_a_model_whose_state_cannot_be_cut_is_refused(tiny, kind, changes):
     _, tokenizer = tiny
     model = built(kind, tokenizer, **changes)
-    with pytest.raises(PipelineError, match=f"^{kind}: keeps a recurrent state; expected "):
+    with pytest.raises(PipelineError, match=f"^{kind}: keeps a state beside keys and values; expected "):
         decoding.answer(model, tokenizer, PROMPTS, 4, never)
 
 
