@@ -388,6 +388,19 @@ def keep_gradients(model: "torch.nn.Module") -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (4-bit layers alone have it)
 
 
+def leave_padding_unmasked(model: "torch.nn.Module") -> None:
+    """Train without a mask of padding: rows are padded on the right, where no token of a causal model looks.
+
+    Attention then knows that it is causal and leaves out the half that lies ahead: a tenth of a step on CPUs.
+    Generation keeps its mask: there padding is on the left, and no labels are given.
+    """
+
+    def unmasked(module: "torch.nn.Module", given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return given, named | {"attention_mask": None} if "labels" in named else named
+
+    model.register_forward_pre_hook(unmasked, with_kwargs=True)
+
+
 def trainer(
     chosen: TrainParams,
     base: Path,
@@ -434,6 +447,8 @@ def trainer(
         )
     keep_full_precision(made.model)
     keep_gradients(made.model)
+    if models.device() == "cpu" and not isinstance(chosen.adapter, VirtualParams):  # these need their mask
+        leave_padding_unmasked(made.model)
     if chosen.adapter.method in ("lora", "rslora") and launching.sharding() != "zero3":
         fused_lora.fuse(made.model)  # it reads weights that ZeRO-3 brings together in their own layer alone
     launching.shard_precisely(made, dtype(chosen))

@@ -1,4 +1,4 @@
-"""Packing without contamination, and kernels that are there."""
+"""Packing without contamination, padding that needs no mask, and kernels that are there."""
 
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,48 @@ def test_examples_of_a_pack_do_not_see_each_other(tiny_model: Path, tmp_path: Pa
     # without positions nothing says where an example ends: this is what the packs are spared
     before, after = (scores(made.model, one, "input_ids") for one in (batch, other))
     assert not torch.equal(before[first:], after[first:])
+
+
+def test_padding_needs_no_mask_where_labels_are(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    made = trainer(tiny_model, tmp_path, quantization="none", packing=False)
+    model = made.model.eval().float()
+    batch = made.data_collator(list(made.train_dataset)[:4])
+    assert 0 < batch["attention_mask"].sum() < batch["attention_mask"].numel()
+    told: list[Any] = []
+    inner = model.get_base_model()
+    inner.register_forward_pre_hook(
+        lambda module, given, named: told.append(named["attention_mask"]), with_kwargs=True
+    )
+
+    def probabilities() -> Any:
+        with torch.no_grad():
+            return model(**batch, fused_lm_head=True).log_probs
+
+    found = probabilities()
+    model._forward_pre_hooks.clear()
+    expected = probabilities()
+    assert told[0] is None and torch.equal(told[1], batch["attention_mask"])
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"), [({}, 1), ({"adapter": {"method": "prompt", "virtual_tokens": 2}}, 2)]
+)
+def test_generation_and_virtual_tokens_keep_their_mask(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], seen: int
+) -> None:
+    made = trainer(tiny_model, tmp_path, quantization="none", packing=False, **changes)
+    batch = made.data_collator(list(made.train_dataset)[:4])
+    told: list[Any] = []
+    made.model.get_base_model().register_forward_pre_hook(
+        lambda module, given, named: told.append(named["attention_mask"]), with_kwargs=True
+    )
+    made.model(**batch, fused_lm_head=True)
+    made.model(**{name: part for name, part in batch.items() if name != "labels"})
+    assert sum(mask is not None for mask in told) == seen
 
 
 def test_packs_train(tiny_model: Path, tmp_path: Path) -> None:
