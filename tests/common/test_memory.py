@@ -145,6 +145,7 @@ def kept(base: Path, params: TrainParams, folder: Path) -> tuple[memory.Batch, i
     ]
     tokens = finetuning.tokenizer(base, params)
     trainer = finetuning.trainer(params, base, tokens, examples, [], folder, "file:x", [])
+    trainer.model._forward_pre_hooks.clear()  # with the mask, as on a GPU: a CPU keeps less without it
     batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
     if params.checkpointing:
         trainer.model.gradient_checkpointing_enable()
