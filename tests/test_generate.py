@@ -198,7 +198,8 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
 
     monkeypatch.setattr(decoding, "answer", scripted)
     batch = [(task, 0) for task in all_tasks(asked)[:2]]
-    rows = generate.answers(model, tokenizer, batch, valid(max_new_tokens={"detection": 7}))
+    done = list[int]().append
+    rows = generate.answers(model, tokenizer, batch, valid(max_new_tokens={"detection": 7}), done)
     common = {"suite": "a_pairs", "sample": 0}
     assert rows == [
         {
@@ -220,7 +221,8 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
             "log_odds": -2.2346,
         },
     ]
-    assert told[0][2:6] == ([row["prompt"] for row in rows], 7, prompts.answered_line, decoding.greedy)
+    asked_for = ([row["prompt"] for row in rows], 7, prompts.answered_line, decoding.greedy, done)
+    assert told[0][2:] == asked_for
 
 
 @pytest.mark.parametrize(
