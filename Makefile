@@ -17,9 +17,10 @@ export PATH := $(if $(filter image,$(IN)),,$(CURDIR)/.venv/bin:)$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
 # Nothing is resolved and nothing unhashed is fetched: the one package that comes as source only is built with
-# the locked setuptools, which therefore goes in first.
+# the locked setuptools, which therefore goes in first. Bytecode comes last, from all cores (pip uses one);
+# a package's file in the syntax of a later Python has none, and says nothing.
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-	--no-build-isolation
+	--no-build-isolation --no-compile
 
 # uv and the auditor have an environment of their own: nothing of theirs is the pipeline's.
 TOOLS := $(if $(filter image,$(IN)),/tmp/tools,.venv/tools)
@@ -76,6 +77,7 @@ setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of 
 	@if command -v nvidia-smi > /dev/null; then $(INSTALL) -r requirements.lock; else \
 	  $(INSTALL) --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -r requirements-cpu-torch.lock && \
 	  $(INSTALL) -r requirements-cpu.lock; fi
+	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
 
 repro: setup ## run what is out of date of the pipeline, then show base against tuned

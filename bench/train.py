@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.common import callbacks, finetuning, records
+from stages.common import callbacks, finetuning, models, records
 from stages.common.finetuning import TrainParams
 from stages.common.params import load
 from stages.common.records import Example
@@ -90,10 +90,10 @@ def measured(side: str, rows: int) -> dict[str, float]:
 
 
 def peak_rate() -> float:
-    """Floating-point operations a second of a square bfloat16 matrix product, the best of five."""
+    """Floating-point operations a second of a square matrix product as training has it, the best of five."""
     import torch
 
-    a, b = (torch.randn(SIZE, SIZE, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(SIZE, SIZE, dtype=models.compute_dtype()) for _ in range(2))
     a @ b
     seconds = []
     for _ in range(5):

@@ -40,6 +40,7 @@ REPORT = Path("reports/preflight.json")
 Decode = Callable[[list[int]], str]
 
 IGNORED = -100  # the label of a position that is not learned, PyTorch's
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", "no": "float32"}  # Accelerate's words and PyTorch's
 
 
 @params
@@ -155,7 +156,7 @@ class Promise:
     """What the parameters promise of a trainer."""
 
     trainable: int  # parameters
-    autocast: str  # dtype of computation
+    autocast: str  # dtype of computation; float32 without autocast
     frozen: dict[str, int]  # linear layers of the base model by how their weights are held
 
 
@@ -244,9 +245,8 @@ def loss_of(trainer: "SFTTrainer", count: int) -> float:
     import torch
 
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(count)])
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[trainer.accelerator.mixed_precision]
     trainer.model.eval()
-    with torch.no_grad(), torch.autocast(models.device(), dtype):
+    with torch.no_grad(), trainer.accelerator.autocast():
         return float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)))
 
 
@@ -349,7 +349,7 @@ def plan(
     form = f"nf4 in {computed}" if chosen.quantization == "nf4" else plain(finetuning.master(chosen))
     say("method", f"{chosen.adapter.method} trains {count:,} of {model.parameters:,} parameters")
     batch = largest_batch(sizes, asked, chosen)
-    parts = memory.estimate(model, chosen, batch, device)
+    parts = memory.estimate(model, chosen, batch, device, computed)
     needed, free = sum(parts.values()), memory.available(device)
     check_room(needed, free, f"memory of the {device}", "a smaller train.batch_size or train.max_length")
     say("memory", f"{needed // memory.MIB:,} MiB at most on the {device}, {free // memory.MIB:,} MiB free")
@@ -425,7 +425,7 @@ def rehearse(
         say("ends", "every whole answer ends with the end token, and learns it")
         found = held(trainer.model)
         parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        autocast = {"bf16": "bfloat16", "fp16": "float16"}.get(trainer.accelerator.mixed_precision, "none")
+        autocast = AUTOCAST[trainer.accelerator.mixed_precision]
         check_dtypes({plain(parameter.dtype) for parameter in parameters}, found, autocast, promised)
         say("dtypes", f"trained in float32, computed in {autocast}, linear layers {dict(found)}")
         count = sum(parameter.numel() for parameter in parameters)

@@ -226,18 +226,19 @@ def whole_model(sft: Path, seed: int) -> None:
 
 
 def test_a_model_of_which_every_weight_was_trained_is_rounded_and_compared(
-    project: Project, tiny_model: Path
+    project: Project, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    monkeypatch.setattr(models, "compute_dtype", lambda: torch.bfloat16)
     prepare(project, tiny_model, scale=0.2)
     whole_model(project.root / "models/sft", seed=1)
     project.run("export")
     merged, base = (project.root / "models" / name for name in ("merged", "base"))
     exported = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
     given = AutoModelForCausalLM.from_pretrained(project.root / "models/sft", dtype="auto")
-    assert (given.dtype, exported.dtype) == (torch.float32, models.compute_dtype())
+    assert (given.dtype, exported.dtype) == (torch.float32, torch.bfloat16)
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(given.get_parameter(name).to(exported.dtype), exported.get_parameter(name))
     report = json.loads((project.root / "reports/export.json").read_text(encoding="utf-8"))

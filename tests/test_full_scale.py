@@ -307,7 +307,7 @@ def check_training(clone: Clone, params: dict[str, Any]) -> None:
     preflight, training = told(clone, "reports/preflight.json"), told(clone, "reports/train.json")
     rows = len(read_rows(clone.root / "data/mixed/train.jsonl"))
     assert training["steps"] == math.ceil(rows / 8) >= 30
-    assert preflight["linear_layers"] == "nf4 in bfloat16" and preflight["longest"] > 512
+    assert preflight["linear_layers"] == f"nf4 in {training['dtype']}" and preflight["longest"] > 512
     size, inner, keys = qwen.SIZES["hidden_size"], qwen.SIZES["intermediate_size"], 32
     count = 2 * 16 * (2 * 2 * size + 2 * (size + keys) + 3 * (size + inner))
     assert training["trainable_parameters"] == preflight["trainable_parameters"] == count

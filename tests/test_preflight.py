@@ -58,12 +58,13 @@ def report(project: Project) -> dict[str, Any]:
 # A sound training. -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_sound_training_passes_and_says_so(
-    project: Project, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dtype: str, project: Project, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from trl import SFTTrainer
 
-    prepared(project, tiny_model)
+    prepared(project, tiny_model, dtype=dtype)
     before = project.files()
     with pytest.MonkeyPatch.context() as patch:
         scratch = tmp_path / "scratch"
@@ -83,8 +84,8 @@ def test_a_sound_training_passes_and_says_so(
         "rows": 16,
         "truncated": 0,
         "steps": 3,
-        "dtype": "bfloat16",
-        "linear_layers": "nf4 in bfloat16",
+        "dtype": dtype,
+        "linear_layers": f"nf4 in {dtype}",
     }
     assert facts["trainable_parameters"] == 32 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
     lines = [
@@ -358,7 +359,7 @@ def test_a_trainer_that_does_not_keep_its_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(finetuning, name, broken)
-    refused(prepared(project, tiny_model), message)
+    refused(prepared(project, tiny_model, dtype="bfloat16"), message)
 
 
 def test_a_layer_that_the_gradient_does_not_reach(

@@ -215,7 +215,7 @@ def probe(asked: list[Example], chosen: ProbeParams, tokens: Any, dtype: "torch.
 
     def answers(model: Any) -> list[str]:
         model.eval()
-        with torch.no_grad(), torch.autocast(model.device.type, dtype):
+        with torch.no_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             made = model.generate(
                 **given.to(model.device),
                 max_new_tokens=chosen.max_new_tokens,

@@ -83,7 +83,7 @@ class TrainParams:
     seed: int
     template: Literal["chat", "alpaca"]  # chat keeps the model's own; alpaca is the reference's
     loss: Literal["completion", "full"]  # on the answer alone, or on the prompt too
-    dtype: Literal["auto", "bfloat16", "float16"]  # of computation; auto: bfloat16 where the device has it
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]  # of computation; auto: what suits the device
     quantization: Literal["nf4", "none"]  # of the frozen weights, in memory
     adapter: Adapter
     epochs: Annotated[float, Field(gt=0)]
@@ -208,10 +208,12 @@ def dtype(chosen: TrainParams) -> "torch.dtype":
     if chosen.dtype == "auto":
         return models.compute_dtype()
     if chosen.dtype == "float16" and models.device() == "cpu":
-        raise PipelineError("train.dtype: float16; expected bfloat16 or auto without a GPU (params.yaml)")
+        raise PipelineError(
+            "train.dtype: float16; expected bfloat16, float32 or auto without a GPU (params.yaml)"
+        )
     if chosen.dtype == "bfloat16" and models.compute_dtype() == torch.float16:
         raise PipelineError(
-            "train.dtype: bfloat16; expected float16 or auto on this GPU (capability below 8.0)"
+            "train.dtype: bfloat16; expected float16, float32 or auto on this GPU (capability below 8.0)"
         )
     found: torch.dtype = getattr(torch, chosen.dtype)
     return found
@@ -388,6 +390,11 @@ def keep_gradients(model: "torch.nn.Module") -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (4-bit layers alone have it)
 
 
+def masked(chosen: TrainParams, device: str) -> bool:
+    """Whether attention gets a mask of padding: on a GPU, and where virtual tokens lie before a row."""
+    return device != "cpu" or isinstance(chosen.adapter, VirtualParams)
+
+
 def leave_padding_unmasked(model: "torch.nn.Module") -> None:
     """Train without a mask of padding: rows are padded on the right, where no token of a causal model looks.
 
@@ -447,7 +454,7 @@ def trainer(
         )
     keep_full_precision(made.model)
     keep_gradients(made.model)
-    if models.device() == "cpu" and not isinstance(chosen.adapter, VirtualParams):  # these need their mask
+    if not masked(chosen, models.device()):
         leave_padding_unmasked(made.model)
     if chosen.adapter.method in ("lora", "rslora") and launching.sharding() != "zero3":
         fused_lora.fuse(made.model)  # it reads weights that ZeRO-3 brings together in their own layer alone

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import fused_head
+from stages.common import finetuning, fused_head
 from stages.common.errors import PipelineError
 from stages.common.finetuning import LoraParams, TrainParams, VirtualParams
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 or float16, and in float32
+WIDTH = {"bfloat16": HALF, "float16": HALF, "float32": FULL}
 
 # Bytes of a weight in NF4 with double quantisation: 4 bits, 8 for every 64 weights, 32 for every 256 of those
 # (QLoRA, arXiv:2305.14314, section 3).
@@ -26,12 +27,12 @@ NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 # TRL scores tiles of labelled positions by words of the vocabulary (trl/kernels/chunked_logprob.py).
 TILE_POSITIONS, TILE_WORDS = 4096, 32768
-# Bytes of a tile's element at the peak of its backward pass: Triton works in place, in half precision; the
-# version for CPUs holds that, seven float32 copies and a mask.
-TILE_BYTES = {"cuda": HALF, "cpu": HALF + 7 * FULL + 1}
-# The same of stages.common.fused_head, which takes its place on a CPU unless the head is trained: scores in
-# half precision and in float32, their shares in both.
-ROW_BYTES = 2 * (HALF + FULL)
+# Bytes of a tile's element at the peak of its backward pass beside the score itself: Triton works in place;
+# the version for CPUs holds seven float32 copies and a mask.
+TILE_BYTES = {"cuda": 0, "cpu": 7 * FULL + 1}
+# Bytes of an element in stages.common.fused_head, which takes its place on a CPU unless the head is trained:
+# its score and its share in float32, and both in the dtype of computation where that is another.
+ROW_BYTES = {HALF: 2 * (HALF + FULL), FULL: 2 * FULL}
 
 # Bytes of a trained parameter's two moments: AdamW's are float32; the 8-bit form has a byte each and a
 # float32 for every 256 of them (arXiv:2110.02861).
@@ -173,96 +174,113 @@ def trained(model: Model, chosen: TrainParams) -> int:
     return model.parameters
 
 
-def frozen_bytes(model: Model, chosen: TrainParams) -> int:
-    """The weights as they are held; trained ones too."""
+def frozen_bytes(model: Model, chosen: TrainParams, width: int) -> int:
+    """The weights as they are held, numbers of `width` bytes; trained ones too."""
     linear = weights(model.linears)
     if chosen.quantization == "nf4":
-        return round(NF4 * linear) + HALF * (model.parameters - linear)
-    return (FULL if chosen.adapter.method == "full" else HALF) * model.parameters
+        return round(NF4 * linear) + width * (model.parameters - linear)
+    return (FULL if chosen.adapter.method == "full" else width) * model.parameters
 
 
-def layer_bytes(model: Model, length: int) -> int:
-    """What a frozen layer keeps of a token for its backward pass, in a batch padded to `length`."""
+def layer_bytes(model: Model, length: int, width: int, masked: bool) -> int:
+    """What a frozen layer keeps of a token for its backward pass, in a batch padded to `length`.
+
+    With a mask of padding attention keeps a row of it, and keys and values for every head; without one keys
+    and values lie there once for the heads that share them.
+    """
     norms = 2 * (FULL * model.hidden + FULL)
-    attention = (
-        HALF * 4 * model.attention + FULL * model.heads + HALF * length
-    )  # q, k, v, out; a row of the mask
-    return norms + attention + HALF * 3 * model.intermediate  # gate, its activation, up
+    shared = model.attention if masked else model.keys
+    attention = width * 2 * (model.attention + shared) + FULL * model.heads  # queries and output; log sums
+    mask = width * length if masked else 0
+    return norms + attention + mask + width * 3 * model.intermediate  # gate, its activation, up
 
 
-def adapter_bytes(model: Model, chosen: TrainParams) -> int:
+def adapter_bytes(model: Model, chosen: TrainParams, width: int) -> int:
     """What all layers of an adapter keep of a token, beside what the frozen ones do."""
     if not isinstance(chosen.adapter, LoraParams):
         return 0
     layers, rank = targeted(model.linears, chosen.adapter.targets), chosen.adapter.rank
-    inner = sum(HALF * rank for _ in layers)
+    inner = sum(width * rank for _ in layers)
     if chosen.adapter.method == "dora":  # PEFT's own passes: dropout's mask, its result, two scaled outputs
-        return inner + sum(2 * HALF * (inputs + outputs) for inputs, outputs in layers.values())
+        return inner + sum(2 * width * (inputs + outputs) for inputs, outputs in layers.values())
     masks = sum(HALF * inputs for inputs, _ in layers.values()) if chosen.adapter.dropout else 0
-    shared = {(name.rpartition(".")[0], inputs) for name, (inputs, _) in layers.items()}
-    return inner + masks + sum(HALF * inputs for _, inputs in shared)
+    return inner + masks + width * shared_inputs(layers)
 
 
-def full_bytes(model: Model) -> int:
-    """What all layers keep of a token more where every weight is trained: inputs, and norms twice."""
-    inputs = sum(HALF * inputs for inputs, _ in model.linears.values())
-    return inputs + model.layers * 2 * FULL * model.hidden
+def shared_inputs(layers: Mapping[str, tuple[int, int]]) -> int:
+    """Numbers a token that go into these layers, those once that siblings share."""
+    return sum({(name.rpartition(".")[0], inputs): inputs for name, (inputs, _) in layers.items()}.values())
 
 
-def copies(model: Model, chosen: TrainParams) -> int:
-    """Bytes of the weights that autocast and DoRA copy: of all layers, or of one at a time."""
+def full_bytes(model: Model, width: int) -> int:
+    """What all layers keep of a token more where every weight is trained: inputs, and norms twice.
+
+    Autocast narrows a shared input for each of its layers.
+    """
+    each = sum(inputs for inputs, _ in model.linears.values())
+    inputs = each if width < FULL else shared_inputs(model.linears)
+    return width * inputs + model.layers * 2 * FULL * model.hidden
+
+
+def copies(model: Model, chosen: TrainParams, width: int) -> int:
+    """Bytes of the weights that autocast and DoRA copy: of all layers, or of one at a time.
+
+    Autocast copies what is held in float32, unless that is computed in.
+    """
+    narrowed = width if width < FULL else 0
     if chosen.adapter.method == "full":
-        return HALF * weights(model.linears)  # autocast keeps them through the forward pass in any case
-    found = HALF * trained(model, chosen)
+        return narrowed * weights(model.linears)  # autocast keeps them through the forward pass in any case
+    found = narrowed * trained(model, chosen)
     if isinstance(chosen.adapter, LoraParams) and chosen.adapter.method == "dora":
         layers = targeted(model.linears, chosen.adapter.targets).values()
-        found = sum(HALF * inputs * (inputs + outputs) for inputs, outputs in layers)
+        found = sum(width * inputs * (inputs + outputs) for inputs, outputs in layers)
     return found // model.layers if chosen.checkpointing else found
 
 
-def estimate(model: Model, chosen: TrainParams, batch: Batch, device: str) -> dict[str, int]:
+def estimate(model: Model, chosen: TrainParams, batch: Batch, device: str, dtype: str) -> dict[str, int]:
     """Bytes that a training of this batch needs at its peak on `device` (cpu or cuda), by what they are for.
 
-    weights: as held; trained: adapters in float32 (none where the weights are trained themselves);
-    gradients: float32; optimizer: two moments; copies: of weights, in half precision; activations: what is
-    kept for the backward pass; working: the largest of what comes and goes, the vocabulary's scores or a
-    layer; allocator: what lies between blocks of the last two.
+    `dtype`: of computation, PyTorch's name. weights: as held; trained: adapters in float32 (none where the
+    weights are trained themselves); gradients: float32; optimizer: two moments; copies: of weights, in half
+    precision; activations: what is kept for the backward pass; working: the largest of what comes and goes,
+    the vocabulary's scores or a layer; allocator: what lies between blocks of the last two.
     """
-    count, tokens = trained(model, chosen), batch.rows * batch.length
+    count, tokens, width = trained(model, chosen), batch.rows * batch.length, WIDTH[dtype]
     full = chosen.adapter.method == "full"
-    layer = layer_bytes(model, batch.length) + adapter_bytes(model, chosen) // model.layers
-    if full:
-        layer += full_bytes(model) // model.layers
-    scores = scored_bytes(model, batch.labels, device, full)
-    backward = tokens * HALF * 4 * model.intermediate  # gradients inside the MLP
-    backward += HALF * model.hidden * model.intermediate  # one dequantised weight
+    layer = layer_bytes(model, batch.length, width, finetuning.masked(chosen, device))
+    layer += (full_bytes(model, width) if full else adapter_bytes(model, chosen, width)) // model.layers
+    scores = scored_bytes(model, batch.labels, device, full, width)
+    backward = tokens * width * 4 * model.intermediate  # gradients inside the MLP
+    backward += width * model.hidden * model.intermediate  # one dequantised weight
     kept = layer * model.layers * tokens
     if chosen.checkpointing:
-        kept = (FULL if full else HALF) * model.hidden * model.layers * tokens  # each layer's input
+        kept = (FULL if full else width) * model.hidden * model.layers * tokens  # each layer's input
         backward += layer * tokens  # one layer computed again
-    norm, scored = (2 * FULL, FULL) if full else (FULL, HALF)
+    elif isinstance(chosen.adapter, LoraParams):
+        kept -= FULL * model.hidden * tokens  # nothing below the first norm learns
+    norm, scored = (2 * FULL, FULL) if full else (FULL, width)
     kept += norm * model.hidden * tokens + scored * model.hidden * batch.labels  # after the last layer
     working = max(scores, backward)
     return {
-        "weights": frozen_bytes(model, chosen),
+        "weights": frozen_bytes(model, chosen, width),
         "trained": 0 if full else FULL * count,
         "gradients": FULL * count,
         "optimizer": round(MOMENTS[device] * count),
-        "copies": copies(model, chosen),
+        "copies": copies(model, chosen, width),
         "activations": kept,
         "working": working,
         "allocator": round(SLACK[device] * (kept + working)),
     }
 
 
-def scored_bytes(model: Model, labels: int, device: str, full: bool) -> int:
+def scored_bytes(model: Model, labels: int, device: str, full: bool, width: int) -> int:
     """Bytes that scoring the labelled positions over the vocabulary needs for a while."""
     states = FULL * labels * model.hidden  # their gradient
     if device == "cpu" and not full:
-        rows = ROW_BYTES * min(labels, fused_head.ROWS) * model.vocabulary
-        return rows + states + HALF * labels * model.hidden
+        rows = ROW_BYTES[width] * min(labels, fused_head.ROWS) * model.vocabulary
+        return rows + states + width * labels * model.hidden
     positions, words = min(labels, TILE_POSITIONS), min(model.vocabulary, TILE_WORDS)
-    found = round(TILE_BYTES[device] * positions * words) + states
+    found = (width + TILE_BYTES[device]) * positions * words + states
     found += FULL * model.vocabulary * model.hidden if full else 0
     return found + (2 * FULL * words * model.hidden if device == "cpu" else 0)
 
@@ -294,13 +312,16 @@ def within(group: Path) -> int | None:
     return int(limit.read_text(encoding="ascii")) - used + int(stat.get("inactive_file", 0))
 
 
-def table(chosen: TrainParams, device: str = "cuda") -> str:
-    """GiB for Qwen2.5-Coder's sizes, every row as long as allowed and labelled throughout, as Markdown."""
+def table(chosen: TrainParams) -> str:
+    """GiB on CUDA in bfloat16 for Qwen2.5-Coder's sizes, as Markdown.
+
+    Every row is as long as allowed, and labelled throughout.
+    """
     batch = Batch(chosen.batch_size, chosen.max_length, chosen.batch_size * chosen.max_length)
     lines = ["| model | trained | weights | adapter and optimizer | activations | working | peak |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|")
     for name, model in QWEN.items():
-        parts = estimate(model, chosen, batch, device)
+        parts = estimate(model, chosen, batch, "cuda", "bfloat16")
         adapter = parts["trained"] + parts["gradients"] + parts["optimizer"]
         kept, rest = parts["copies"] + parts["activations"], parts["working"] + parts["allocator"]
         cells = [parts["weights"], adapter, kept, rest, sum(parts.values())]

@@ -29,12 +29,16 @@ def device() -> str:
 
 
 def compute_dtype() -> "torch.dtype":
-    """bfloat16 on the CPU and on GPUs that have it (capability 8.0 and up), float16 on older ones."""
+    """bfloat16 where the device multiplies it quickly, otherwise float16 on a GPU and float32 on a CPU.
+
+    GPUs do from capability 8.0 on, CPUs with AVX-512. On others PyTorch multiplies bfloat16 number by number:
+    with AVX2 on two cores of a Zen 3 it reached 17 GFLOP/s there, and 117 to 142 in float32.
+    """
     import torch
 
-    if device() == "cpu" or torch.cuda.get_device_capability() >= (8, 0):
-        return torch.bfloat16
-    return torch.float16
+    if device() == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
 
 
 def choose_kernels() -> None:

@@ -135,7 +135,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def kept(base: Path, params: TrainParams, folder: Path) -> tuple[memory.Batch, int]:
+def kept(base: Path, params: TrainParams, device: str, folder: Path) -> tuple[memory.Batch, int]:
     """What autograd keeps for the backward pass, in bytes, of a batch; weights and buffers left out."""
     import torch
 
@@ -145,7 +145,8 @@ def kept(base: Path, params: TrainParams, folder: Path) -> tuple[memory.Batch, i
     ]
     tokens = finetuning.tokenizer(base, params)
     trainer = finetuning.trainer(params, base, tokens, examples, [], folder, "file:x", [])
-    trainer.model._forward_pre_hooks.clear()  # with the mask, as on a GPU: a CPU keeps less without it
+    if finetuning.masked(params, device):
+        trainer.model._forward_pre_hooks.clear()
     batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
     if params.checkpointing:
         trainer.model.gradient_checkpointing_enable()
@@ -162,47 +163,53 @@ def kept(base: Path, params: TrainParams, folder: Path) -> tuple[memory.Batch, i
 
     trainer.model.train()
     keeping = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with keeping, torch.autocast("cpu", torch.bfloat16):
+    with keeping, trainer.accelerator.autocast():
         trainer.compute_loss(trainer.model, batch)
     shape = memory.Batch(*batch["input_ids"].shape, int((batch["labels"] != -100).sum()))
     return shape, sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
 def test_the_activations_are_those_that_autograd_keeps(
-    changes: dict[str, Any], base: Path, tmp_path: Path
+    changes: dict[str, Any], dtype: str, device: str, base: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoConfig
 
-    params = settings(**changes)
-    batch, found = kept(base, params, tmp_path)
+    params = settings(**changes, dtype=dtype)
+    batch, found = kept(base, params, device, tmp_path)
     model = memory.skeleton(AutoConfig.from_pretrained(base))
-    parts = memory.estimate(model, params, batch, "cpu")
+    parts = memory.estimate(model, params, batch, device, dtype)
     copies = 0 if params.checkpointing else parts["copies"]  # made anew with the layer
     assert parts["activations"] + copies == pytest.approx(found, rel=0.05)
 
 
 def test_weights_are_copied_in_half_precision() -> None:
     model = memory.QWEN["0.5B"]
-    assert memory.copies(model, settings(**FULL)) == 2 * memory.weights(model.linears)
-    assert memory.copies(model, settings()) == 2 * 8_798_208
-    assert memory.copies(model, settings(checkpointing=True)) == 2 * 8_798_208 // 24
-    dora = memory.copies(model, settings(adapter={**LORA, "method": "dora", "targets": ["down_proj"]}))
+    assert memory.copies(model, settings(**FULL), 2) == 2 * memory.weights(model.linears)
+    assert memory.copies(model, settings(), 2) == 2 * 8_798_208
+    assert memory.copies(model, settings(), 4) == memory.copies(model, settings(**FULL), 4) == 0
+    assert memory.copies(model, settings(checkpointing=True), 2) == 2 * 8_798_208 // 24
+    dora = memory.copies(model, settings(adapter={**LORA, "method": "dora", "targets": ["down_proj"]}), 2)
     assert dora == 24 * 2 * 4864 * (4864 + 896)  # the identity that PEFT multiplies with, and the weight
 
 
 def test_a_smaller_training_needs_less() -> None:
     model, batch = memory.QWEN["0.5B"], memory.Batch(4, 1024, 2048)
 
-    def peak(device: str = "cuda", batch: memory.Batch = batch, **changes: Any) -> int:
-        return sum(memory.estimate(model, settings(**changes), batch, device).values())
+    def peak(
+        device: str = "cuda", batch: memory.Batch = batch, dtype: str = "bfloat16", **changes: Any
+    ) -> int:
+        return sum(memory.estimate(model, settings(**changes), batch, device, dtype).values())
 
     assert peak() < peak(quantization="none") < peak(**FULL)
     assert peak(checkpointing=True) < peak()
     assert peak(adapter={**LORA, "rank": 8}) < peak() < peak(adapter={**LORA, "method": "dora"})
     assert peak(batch=memory.Batch(4, 512, 2048)) < peak()
     assert peak("cpu", memory.Batch(4, 1024, 1024)) < peak("cpu")
-    assert peak() < peak("cpu")
+    assert peak() < peak("cpu") < peak("cpu", dtype="float32")
+    assert peak() == peak(dtype="float16") < peak(dtype="float32")
 
 
 def test_the_table_has_a_row_for_every_size() -> None:
