@@ -134,7 +134,7 @@ def key(asked: list[Asked], folder: Path, chosen: GenerateParams) -> str:
         [[task.id, task.suite, task.kind, task.prompt, sample] for task, sample in asked],
         settings,
         program.describe("generate"),
-        [torch.__version__, models.device(), torch.get_num_threads()],
+        [torch.__version__, models.device(), str(models.compute_dtype()), torch.get_num_threads()],
     ]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()[:32]

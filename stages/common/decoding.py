@@ -1,15 +1,17 @@
 """Let a model answer many prompts at once: a batch with a key-value cache that shrinks as answers end.
 
 The library's `generate` pads every prompt to the longest one of its batch and keeps every row until the last
-one ends. Here prompts are read a few at a time, and a row leaves when it ends: at the model's end token or
-where `ended` finds that the answer is complete.
+one ends. Here what all prompts begin with is read once, the rest a few at a time, and a row leaves when it
+ends: at the model's end token or where `ended` finds that the answer is complete.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from stages.common.errors import PipelineError
@@ -119,11 +121,19 @@ def _read(
             "alone, whose cache can let go of answers that ended"
         )
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # any will do: padding is masked
+    read = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    # a sliding window would count the padding between what is shared and what is not
+    shared = _shared(read) if {*map(type, joined.layers)} == {DynamicLayer} else 0
+    begun = DynamicCache(config=model.config)
+    if shared:
+        first = torch.tensor([read[0][:shared]], device=model.device)
+        _step(model, first, torch.ones_like(first), begun)
     logits, masks, caches = [], [], []
-    for group in _groups(tokenizer(list(prompts), add_special_tokens=False)["input_ids"]):
+    for group in _groups([ids[shared:] for ids in read]):
         given = tokenizer.pad({"input_ids": group}, padding_side="left", return_tensors="pt").to(model.device)
-        caches.append(DynamicCache(config=model.config))
-        masks.append(given["attention_mask"])
+        caches.append(copy.deepcopy(begun))
+        caches[-1].batch_repeat_interleave(len(group))
+        masks.append(pad(given["attention_mask"], (shared, 0), value=1))
         with _fine(model):
             logits.append(_step(model, given["input_ids"], masks[-1], caches[-1]))
     width = max(mask.shape[1] for mask in masks)
@@ -159,6 +169,14 @@ def _appended(held: "torch.Tensor", new: "torch.Tensor") -> "torch.Tensor":
     whole = held.as_strided((*outer, grown, size), held.stride())
     whole[:, :, length:] = new
     return whole
+
+
+def _shared(prompts: list[list[int]]) -> int:
+    """How many tokens several prompts begin with alike, all of them having another one at least."""
+    if len(prompts) < 2:
+        return 0
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
 
 
 def _groups(prompts: list[list[int]]) -> Iterator[list[list[int]]]:

@@ -22,6 +22,7 @@ PROMPTS = [
     "Fix the security weakness in this code." * 5,
     "import os\n\ntry:\n    value = int(text)\n",
 ]
+HEAD = "<|im_start|>system\nAnswer briefly.<|im_end|>"
 LIMIT = 24
 SHARED = {  # the last layers read what earlier ones keep
     "num_hidden_layers": 4,
@@ -111,10 +112,12 @@ def scripted(tiny: Model, answers: Sequence[str | list[int]], exact: bool = True
 # Greedy. -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("head", ["", HEAD])
 @pytest.mark.parametrize("limit", [1, 2, LIMIT])
-def test_greedy_tokens_are_those_of_the_library(tiny, limit):
-    replies = decoding.answer(*tiny, PROMPTS, limit, never)
-    assert [reply.tokens for reply in replies] == [library(tiny, prompt, limit) for prompt in PROMPTS]
+def test_greedy_tokens_are_those_of_the_library(tiny, limit, head):
+    given = [head + prompt for prompt in PROMPTS]
+    replies = decoding.answer(*tiny, given, limit, never)
+    assert [reply.tokens for reply in replies] == [library(tiny, prompt, limit) for prompt in given]
     assert max(len(reply.tokens) for reply in replies) == limit
     assert all(reply.complete == (reply.tokens[-1] == tiny[1].eos_token_id) for reply in replies)
 
@@ -177,6 +180,36 @@ def test_prompts_are_read_with_their_neighbours_as_long_as_one_pass_holds_them(m
     assert groups == [[5, 6], [4, 4, 4], [1], [12], [13], [1, 1, 1]]
 
 
+def test_what_all_prompts_begin_with_is_read_once(tiny, monkeypatch):
+    step, told = decoding._step, []
+
+    def noted(model, ids, *others):
+        told.append(tuple(ids.shape))
+        return step(model, ids, *others)
+
+    monkeypatch.setattr(decoding, "_step", noted)
+    given = [HEAD + prompt for prompt in PROMPTS]
+    decoding.answer(*tiny, given, 1, never)
+    read = tiny[1](given, add_special_tokens=False)["input_ids"]
+    head = len(tiny[1](HEAD, add_special_tokens=False)["input_ids"])
+    assert head > 5 and told == [(1, head), (len(given), max(map(len, read)) - head)]
+
+
+@pytest.mark.parametrize(
+    ("given", "shared"),
+    [
+        ([[1, 2, 3]], 0),
+        ([[1, 2], [1, 3]], 1),
+        ([[1, 2, 3], [1, 2, 3]], 2),
+        ([[1, 2], [1, 2, 3], [1, 2, 4]], 1),
+        ([[1], [1, 2]], 0),
+        ([[5, 1, 2], [6, 1, 2]], 0),
+    ],
+)
+def test_prompts_share_what_leaves_each_a_token(given, shared):
+    assert decoding._shared(given) == shared
+
+
 def test_order_and_company_of_the_prompts_do_not_matter(tiny):
     whole = decoding.answer(*tiny, PROMPTS, 12, never)
     back = decoding.answer(*tiny, PROMPTS[::-1], 12, never)
@@ -218,20 +251,20 @@ def test_the_first_logits_of_a_bfloat16_model_are_finer_than_its_own(tiny, tiny_
         ("gemma4_text", SHARED),
     ],
 )
+@pytest.mark.parametrize("head", ["", HEAD])
 @pytest.mark.parametrize("size", [60, 10_000])
-def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes, size, monkeypatch):
+def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes, size, head, monkeypatch):
     monkeypatch.setattr(decoding, "PASS", size)
+    given = [head + prompt for prompt in PROMPTS[:5]]
     _, tokenizer = tiny
     model = built(kind, tokenizer, **changes)
     torch.nn.init.normal_(model.get_output_embeddings().weight)
     if model.get_output_embeddings().bias is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)
-    replies = decoding.answer(model, tokenizer, PROMPTS[:5], 12, never)
-    assert [reply.tokens for reply in replies] == [
-        library((model, tokenizer), one, 12) for one in PROMPTS[:5]
-    ]
+    replies = decoding.answer(model, tokenizer, given, 12, never)
+    assert [reply.tokens for reply in replies] == [library((model, tokenizer), one, 12) for one in given]
     with torch.inference_mode():
-        own = model(**tokenizer(PROMPTS[1], return_tensors="pt", add_special_tokens=False)).logits[0, -1]
+        own = model(**tokenizer(given[1], return_tensors="pt", add_special_tokens=False)).logits[0, -1]
     assert torch.allclose(replies[1].first, own, atol=1e-4)
 
 
