@@ -3,7 +3,7 @@
 In: models/base/, data/mixed/{train,valid}.jsonl. Out: models/sft/ (adapter and tokenizer), the curves in
 reports/train/ and the summary in reports/train.json. A run that was killed at any moment goes on from its
 last checkpoint, in .partial/train/<key>, and ends with the same bytes; the key is a hash of all that they
-depend on. The device decides what must differ: bfloat16 or float16, AdamW or its paged 8-bit form.
+depend on. The device decides what must differ: the dtype of computation, AdamW or its paged 8-bit form.
 
 In several processes (`train.launcher`) all train, and the first one writes; see docs/scale.md.
 

@@ -59,7 +59,7 @@ def operation() -> Any:
 
 
 def standing_in(theirs: Any) -> Any:
-    """TRL's operation, ours where it applies: on a CPU, in half precision, with a frozen head."""
+    """TRL's operation, ours where it applies: on a CPU, with a frozen head."""
     import torch
 
     class Chosen:
