@@ -24,6 +24,7 @@ import qwen
 from conftest import ROOT, Clone, read_rows, read_yaml, write_yaml
 from hub import Hub
 
+from stages.common import models
 from tools import tiny
 
 pytestmark = pytest.mark.full
@@ -307,7 +308,9 @@ def check_training(clone: Clone, params: dict[str, Any]) -> None:
     preflight, training = told(clone, "reports/preflight.json"), told(clone, "reports/train.json")
     rows = len(read_rows(clone.root / "data/mixed/train.jsonl"))
     assert training["steps"] == math.ceil(rows / 8) >= 30
-    assert preflight["linear_layers"] == f"nf4 in {training['dtype']}" and preflight["longest"] > 512
+    computed = str(models.compute_dtype()).removeprefix("torch.")
+    assert training["dtype"] == computed and preflight["linear_layers"] == f"nf4 in {computed}"
+    assert preflight["longest"] > 512
     size, inner, keys = qwen.SIZES["hidden_size"], qwen.SIZES["intermediate_size"], 32
     count = 2 * 16 * (2 * 2 * size + 2 * (size + keys) + 3 * (size + inner))
     assert training["trainable_parameters"] == preflight["trainable_parameters"] == count
