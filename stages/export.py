@@ -58,7 +58,7 @@ def logits(model: Any, tokens: Any, texts: list[str]) -> list["torch.Tensor"]:
 
 def answers(model: Any, tokens: Any, texts: list[str]) -> list[list[int]]:
     """The tokens of each text's greedy answer, `NEW_TOKENS` at most."""
-    replies = decoding.answer(model, tokens, texts, NEW_TOKENS, lambda answer: False)
+    replies = decoding.answer(model, tokens, [decoding.Prompt(text, NEW_TOKENS) for text in texts])
     return [reply.tokens for reply in replies]
 
 

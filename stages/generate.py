@@ -60,11 +60,14 @@ def questions(tasks: list[suites.Task], chosen: GenerateParams) -> list[Asked]:
 
 
 def batches(asked: list[Asked], chosen: GenerateParams) -> Iterator[list[Asked]]:
-    """Questions whose answers end alike together, longest prompts first: a batch has little padding."""
+    """Verdicts together, and whatever takes longer, longest prompts first: a batch has little padding.
+
+    Verdicts' prompts begin alike, which is read once a batch. Of the others a batch should hold as many as it
+    can: the few that go on to their limit are waited for once.
+    """
     groups: dict[object, list[Asked]] = {}
     for task, sample in asked:
-        alike = chosen.max_new_tokens[task.kind], ENDED.get(task.kind), sample > 0
-        groups.setdefault(alike, []).append((task, sample))
+        groups.setdefault((task.kind == "detection", sample > 0), []).append((task, sample))
     for same in groups.values():
         same.sort(key=lambda one: (-len(one[0].prompt), one[0].id, one[1]))
         yield from (
@@ -96,14 +99,16 @@ def answers(
 
     `log_odds` of a detection: log p(VULNERABLE) - log p(SAFE) where the verdict begins, in nats.
     """
-    kind, drawn = batch[0][0].kind, batch[0][1] > 0
     pick: decoding.Pick = decoding.greedy
-    if drawn:
+    if batch[0][1] > 0:
         keys = [f"{chosen.seed} {task.id} {sample}" for task, sample in batch]
         pick = decoding.sampled(keys, chosen.temperature)
     texts = [prompts.render(tokenizer, task.prompt) for task, _ in batch]
-    limit, ended = chosen.max_new_tokens[kind], ENDED.get(kind, lambda answer: False)
-    replies = decoding.answer(model, tokenizer, texts, limit, ended, pick, done)
+    asked = [
+        decoding.Prompt(text, chosen.max_new_tokens[task.kind], ENDED.get(task.kind, decoding.never))
+        for text, (task, _) in zip(texts, batch, strict=True)
+    ]
+    replies = decoding.answer(model, tokenizer, asked, pick, done)
     rows = []
     for (task, sample), text, reply in zip(batch, texts, replies, strict=True):
         row = {

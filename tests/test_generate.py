@@ -88,7 +88,7 @@ def test_the_greedy_answer_comes_first_and_samples_are_by_suite(asked: Project) 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_batches_hold_every_question_once_and_one_end_each(size: int, asked: Project) -> None:
+def test_batches_hold_every_question_once_and_verdicts_apart(size: int, asked: Project) -> None:
     chosen = valid(samples={"humaneval": 2, "a_pairs": 1}, batch_size=size)
     questions = generate.questions(all_tasks(asked), chosen)
     batches = list(generate.batches(questions, chosen))
@@ -96,25 +96,18 @@ def test_batches_hold_every_question_once_and_one_end_each(size: int, asked: Pro
     assert sorted(flat) == sorted((task.id, sample) for task, sample in questions)
     for batch in batches:
         assert 1 <= len(batch) <= size
-        assert len({(task.kind, sample > 0) for task, sample in batch}) == 1
+        assert len({(task.kind == "detection", sample > 0) for task, sample in batch}) == 1
         lengths = [len(task.prompt) for task, _ in batch]
         assert lengths == sorted(lengths, reverse=True)
     again = list(generate.batches(questions[::-1], chosen))
     assert len(again) == len(batches) and all(batch in batches for batch in again)
 
 
-def test_kinds_whose_answers_end_alike_share_a_batch(asked: Project) -> None:
-    kinds = ("code", "fixing", "explanation", "code", "reference", "fixing", "detection")
-    tasks = [suites.Task(f"t{number}", "s", kind, "p") for number, kind in enumerate(kinds)]
-
-    def shared(**lengths: int) -> list[str]:
-        chosen = valid(max_new_tokens=dict.fromkeys(set(kinds), 320) | lengths)
-        asked = [(task, 0) for task in tasks]
-        return ["".join(task.id[1:] for task, _ in batch) for batch in generate.batches(asked, chosen)]
-
-    assert shared() == ["0135", "24", "6"]
-    assert shared(fixing=300) == ["03", "15", "24", "6"]
-    assert shared(reference=96) == ["0135", "2", "4", "6"]
+def test_verdicts_have_batches_of_their_own(asked: Project) -> None:
+    kinds = ("code", "detection", "explanation", "code", "reference", "detection", "fixing")
+    questions = [(suites.Task(f"t{number}", "s", kind, "p"), 0) for number, kind in enumerate(kinds)]
+    batches = generate.batches(questions, valid(batch_size=3))
+    assert ["".join(task.id[1:] for task, _ in batch) for batch in batches] == ["023", "46", "15"]
 
 
 def test_the_size_of_a_batch_changes_neither_rows_nor_order(
@@ -221,8 +214,8 @@ def test_a_row_says_what_was_answered_and_how_it_ended(
             "log_odds": -2.2346,
         },
     ]
-    asked_for = ([row["prompt"] for row in rows], 7, prompts.answered_line, decoding.greedy, done)
-    assert told[0][2:] == asked_for
+    given = [decoding.Prompt(row["prompt"], 7, prompts.answered_line) for row in rows]
+    assert told[0][2:] == (given, decoding.greedy, done)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +237,7 @@ def test_an_answer_ends_where_its_judge_stops_reading(
     told: list[Callable[[str], bool]] = []
 
     def scripted(*given: Any) -> list[decoding.Reply]:
-        told.append(given[4])
+        told.append(given[2][0].ended)
         return []
 
     monkeypatch.setattr(decoding, "answer", scripted)

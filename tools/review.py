@@ -86,8 +86,8 @@ def answers(model: Any, tokenizer: Any, pieces: Sequence[Piece], size: int) -> I
     ordered = sorted(pieces, key=lambda piece: -len(piece.code))
     for start in range(0, len(ordered), size):
         batch = ordered[start : start + size]
-        asked = [question(tokenizer, piece) for piece in batch]
-        replies = decoding.answer(model, tokenizer, asked, NEW_TOKENS, ended)
+        asked = [decoding.Prompt(question(tokenizer, piece), NEW_TOKENS, ended) for piece in batch]
+        replies = decoding.answer(model, tokenizer, asked)
         for piece, reply in zip(batch, replies, strict=True):
             yield piece, tokenizer.decode(reply.tokens, skip_special_tokens=True)
 

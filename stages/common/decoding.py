@@ -27,6 +27,20 @@ PASS = 2048  # tokens, padding counted, of the prompts that are read at once: me
 ROOM = 64  # tokens for which memory is taken in advance when that of the keys and values is full
 
 
+def never(answer: str) -> bool:
+    """No answer is complete before the model says so."""
+    return False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: the rendered text, the most tokens of an answer, and what finds one complete."""
+
+    text: str
+    limit: int
+    ended: Ended = never
+
+
 @dataclass(frozen=True)
 class Reply:
     """One answer: its tokens with the end token, and whether it ended by itself or at the limit."""
@@ -66,40 +80,41 @@ def sampled(keys: Sequence[str], temperature: float) -> Pick:
 def answer(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
-    limit: int,
-    ended: Ended,
+    prompts: Sequence[Prompt],
     pick: Pick = greedy,
     done: Callable[[int], object] = lambda count: None,
 ) -> list[Reply]:
-    """A reply to each rendered prompt, of at most `limit` tokens, in the order of the prompts.
+    """A reply to each prompt, in their order.
 
-    `ended` is asked whenever a token brings a line feed or a backtick, with the answer so far; `done` is told
-    how many answers have ended whenever some have. Raises PipelineError for models that keep more than keys
-    and values of attention.
+    A prompt's `ended` is asked whenever a token brings a line feed or a backtick, with the answer so far;
+    `done` is told how many answers have ended whenever some have. Raises PipelineError for models that keep
+    more than keys and values of attention.
     """
     import torch
 
     stops, marks = end_tokens(model, tokenizer), _marks(tokenizer)
-    first, mask, cache = _read(model, tokenizer, prompts)
+    first, mask, cache = _read(model, tokenizer, [prompt.text for prompt in prompts])
     rows = list(range(len(prompts)))  # the prompts whose answers have not ended
     tokens: list[list[int]] = [[] for _ in prompts]
     complete = [False] * len(prompts)
     logits = first
-    for number in range(limit):
+    while True:
         chosen = pick(logits.to(model.dtype), rows)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             tokens[row].append(token)
-            complete[row] = token in stops or (token in marks and ended(tokenizer.decode(tokens[row])))
-        living = [place for place, row in enumerate(rows) if not complete[row] and number < limit - 1]
+            complete[row] = token in stops or (
+                token in marks and prompts[row].ended(tokenizer.decode(tokens[row]))
+            )
+        living = [
+            place
+            for place, row in enumerate(rows)
+            if not complete[row] and len(tokens[row]) < prompts[row].limit
+        ]
         if len(living) < len(rows):
             done(len(rows) - len(living))
             if not living:
                 break
-            rows = [rows[place] for place in living]
-            kept = torch.tensor(living, device=model.device)
-            chosen, mask = chosen[kept], mask[kept]
-            cache.batch_select_indices(kept)
+            rows, chosen, mask = _closed(living, rows, chosen, mask, cache)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         logits = _step(model, chosen[:, None], mask, cache)
     return [Reply(*reply) for reply in zip(tokens, complete, first, strict=True)]
@@ -150,6 +165,32 @@ def _read(
             joined.layers[number].update = partial(_append, joined.layers[number])
     mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
     return torch.cat(logits), mask, joined
+
+
+def _closed(
+    living: list[int], rows: list[int], chosen: Any, mask: Any, cache: "DynamicCache"
+) -> "tuple[list[int], Any, Any]":
+    """Rows, tokens, mask and cache of those that go on: the last ones move to the places that became free.
+
+    Nothing else is copied. Memory is given back when the cache's runs full the next time.
+    """
+    import torch
+
+    count = len(living)
+    free, moved = sorted(set(range(count)) - {*living}), [place for place in living if place >= count]
+
+    def close(held: "torch.Tensor") -> "torch.Tensor":
+        held[free] = held[moved]
+        return held[:count]
+
+    with torch.inference_mode():
+        for layer in cache.layers:
+            if layer.get_seq_length():
+                layer.keys, layer.values = close(layer.keys), close(layer.values)
+        chosen, mask = close(chosen), close(mask)
+    for place, last in zip(free, moved, strict=True):
+        rows[place] = rows[last]
+    return rows[:count], chosen, mask
 
 
 def _append(layer: Any, keys: Any, values: Any, *others: Any) -> "tuple[torch.Tensor, torch.Tensor]":

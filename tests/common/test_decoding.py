@@ -65,8 +65,18 @@ def built(kind: str, tokenizer: Any, **changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **given)).eval()
 
 
-def never(answer: str) -> bool:
-    return False
+def replied(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    limit: int,
+    ended: decoding.Ended = decoding.never,
+    pick: decoding.Pick = decoding.greedy,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[decoding.Reply]:
+    """Replies to prompts that have one limit."""
+    asked = [decoding.Prompt(text, limit, ended) for text in texts]
+    return decoding.answer(model, tokenizer, asked, pick, done)
 
 
 def library(tiny: Model, prompt: str, limit: int = LIMIT) -> list[int]:
@@ -116,7 +126,7 @@ def scripted(tiny: Model, answers: Sequence[str | list[int]], exact: bool = True
 @pytest.mark.parametrize("limit", [1, 2, LIMIT])
 def test_greedy_tokens_are_those_of_the_library(tiny, limit, head):
     given = [head + prompt for prompt in PROMPTS]
-    replies = decoding.answer(*tiny, given, limit, never)
+    replies = replied(*tiny, given, limit)
     assert [reply.tokens for reply in replies] == [library(tiny, prompt, limit) for prompt in given]
     assert max(len(reply.tokens) for reply in replies) == limit
     assert all(reply.complete == (reply.tokens[-1] == tiny[1].eos_token_id) for reply in replies)
@@ -133,11 +143,28 @@ def test_rows_that_end_leave_and_change_nothing_for_the_others(tiny, sizes, monk
     assert len(set(lengths)) > 4 and max(lengths) <= LIMIT
 
     told: list[int] = []
-    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never, done=told.append)
+    replies = replied(*tiny, PROMPTS, LIMIT, decoding.never, done=told.append)
     assert [reply.tokens for reply in replies] == expected
     assert [reply.complete for reply in replies] == [tokens[-1] in ends for tokens in expected]
     assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
     assert told == [lengths.count(length) for length in sorted(set(lengths))]
+
+
+def test_every_prompt_has_its_own_limit_and_its_own_end(tiny):
+    usual = [library(tiny, prompt) for prompt in PROMPTS]
+    limits = [1, 5, 2, LIMIT, 7, 5, LIMIT, 3]
+    asked = [decoding.Prompt(*one) for one in zip(PROMPTS, limits, strict=True)]
+    replies = decoding.answer(*tiny, asked)
+    assert [reply.tokens for reply in replies] == [
+        tokens[:limit] for tokens, limit in zip(usual, limits, strict=True)
+    ]
+
+    text = "one\ntwo\nthree\n"
+    at = [lambda answer, lines=lines: answer.count("\n") == lines for lines in (1, 3, 2)]
+    asked = [decoding.Prompt(prompt, 60, end) for prompt, end in zip(PROMPTS, at, strict=False)]
+    replies = decoding.answer(*tiny, asked, scripted(tiny, [text] * 3))
+    assert [tiny[1].decode(reply.tokens) for reply in replies] == ["one\n", text, "one\ntwo\n"]
+    assert all(reply.complete for reply in replies)
 
 
 @pytest.mark.parametrize(("size", "passes"), [(1, len(PROMPTS)), (60, 7), (200, 3), (10_000, 1)])
@@ -146,7 +173,7 @@ def test_however_many_prompts_are_read_at_once_the_answers_are_the_same(
 ):
     expected = [library(tiny, prompt) for prompt in PROMPTS]
     monkeypatch.setattr(decoding, "PASS", size)
-    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never)
+    replies = replied(*tiny, PROMPTS, LIMIT)
     assert [reply.tokens for reply in replies] == expected
     assert sum(sizes[:passes]) == len(PROMPTS) and len(sizes) == passes + LIMIT - 1
 
@@ -154,7 +181,7 @@ def test_however_many_prompts_are_read_at_once_the_answers_are_the_same(
 @pytest.mark.parametrize("room", [0, 1, 5])
 def test_however_often_memory_is_taken_the_answers_are_the_same(tiny, monkeypatch, room):
     monkeypatch.setattr(decoding, "ROOM", room)
-    replies = decoding.answer(*tiny, PROMPTS, LIMIT, never)
+    replies = replied(*tiny, PROMPTS, LIMIT)
     assert [reply.tokens for reply in replies] == [library(tiny, prompt) for prompt in PROMPTS]
 
 
@@ -189,7 +216,7 @@ def test_what_all_prompts_begin_with_is_read_once(tiny, monkeypatch):
 
     monkeypatch.setattr(decoding, "_step", noted)
     given = [HEAD + prompt for prompt in PROMPTS]
-    decoding.answer(*tiny, given, 1, never)
+    replied(*tiny, given, 1)
     read = tiny[1](given, add_special_tokens=False)["input_ids"]
     head = len(tiny[1](HEAD, add_special_tokens=False)["input_ids"])
     assert head > 5 and told == [(1, head), (len(given), max(map(len, read)) - head)]
@@ -211,10 +238,10 @@ def test_prompts_share_what_leaves_each_a_token(given, shared):
 
 
 def test_order_and_company_of_the_prompts_do_not_matter(tiny):
-    whole = decoding.answer(*tiny, PROMPTS, 12, never)
-    back = decoding.answer(*tiny, PROMPTS[::-1], 12, never)
+    whole = replied(*tiny, PROMPTS, 12)
+    back = replied(*tiny, PROMPTS[::-1], 12)
     assert [reply.tokens for reply in back[::-1]] == [reply.tokens for reply in whole]
-    twice = decoding.answer(*tiny, [PROMPTS[3], PROMPTS[3]], 12, never)
+    twice = replied(*tiny, [PROMPTS[3], PROMPTS[3]], 12)
     assert twice[0].tokens == twice[1].tokens == whole[3].tokens
 
 
@@ -222,7 +249,7 @@ def test_the_logits_of_the_first_token_stay_with_their_prompt(tiny, monkeypatch)
     model, tokenizer = tiny
     monkeypatch.setattr(decoding, "PASS", 60)
     answers = ["\n", "word word word", "", "\nSAFE", "x", "", "some more words", "\n"]
-    replies = decoding.answer(*tiny, PROMPTS, 8, prompts.answered_line, scripted(tiny, answers))
+    replies = replied(*tiny, PROMPTS, 8, prompts.answered_line, scripted(tiny, answers))
     for prompt, reply in zip(PROMPTS, replies, strict=True):
         with torch.inference_mode():
             expected = model(**tokenizer(prompt, return_tensors="pt", add_special_tokens=False)).logits[0, -1]
@@ -233,7 +260,7 @@ def test_the_logits_of_the_first_token_stay_with_their_prompt(tiny, monkeypatch)
 def test_the_first_logits_of_a_bfloat16_model_are_finer_than_its_own(tiny, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).eval()
     _, tokenizer = tiny
-    (reply,) = decoding.answer(model, tokenizer, PROMPTS[3:4], 1, never)
+    (reply,) = replied(model, tokenizer, PROMPTS[3:4], 1)
     with torch.inference_mode():
         own = model(**tokenizer(PROMPTS[3], return_tensors="pt", add_special_tokens=False)).logits[0, -1]
     assert reply.first.dtype == torch.float32
@@ -261,7 +288,7 @@ def test_other_kinds_of_models_answer_as_in_the_library(tiny, kind, changes, siz
     torch.nn.init.normal_(model.get_output_embeddings().weight)
     if model.get_output_embeddings().bias is not None:
         torch.nn.init.normal_(model.get_output_embeddings().bias)
-    replies = decoding.answer(model, tokenizer, given, 12, never)
+    replies = replied(model, tokenizer, given, 12)
     assert [reply.tokens for reply in replies] == [library((model, tokenizer), one, 12) for one in given]
     with torch.inference_mode():
         own = model(**tokenizer(given[1], return_tensors="pt", add_special_tokens=False)).logits[0, -1]
@@ -275,7 +302,7 @@ def test_a_model_whose_state_cannot_be_cut_is_refused(tiny, kind, changes):
     _, tokenizer = tiny
     model = built(kind, tokenizer, **changes)
     with pytest.raises(PipelineError, match=f"^{kind}: keeps a state beside keys and values; expected "):
-        decoding.answer(model, tokenizer, PROMPTS, 4, never)
+        replied(model, tokenizer, PROMPTS, 4)
 
 
 # Ends. ---------------------------------------------------------------------------------------------------
@@ -291,16 +318,16 @@ FENCED = "Here:\n```python\nx = `1`\n```"
         ("SAFE", prompts.answered_line, "SAFE", True),  # then the end token
         (FENCED + "\nThat is it.", prompts.answered_block, FENCED, True),
         (FENCED + "\nThat is it.", prompts.answered_line, "Here:\n", True),
-        (FENCED + "\nThat is it.", never, FENCED + "\nThat is it.", True),
+        (FENCED + "\nThat is it.", decoding.never, FENCED + "\nThat is it.", True),
         ("no block", prompts.answered_block, "no block", True),
         ("no end " * 30, prompts.answered_block, None, False),
-        ("", never, "", True),
+        ("", decoding.never, "", True),
     ],
 )
 def test_an_answer_ends_where_it_is_complete(tiny, answer, ended, kept, complete):
     _, tokenizer = tiny
     texts = [answer, "word " * 9, "", FENCED]
-    replies = decoding.answer(*tiny, PROMPTS[:4], 60, ended, scripted(tiny, texts))
+    replies = replied(*tiny, PROMPTS[:4], 60, ended, scripted(tiny, texts))
     reply = replies[0]
     assert reply.complete == complete
     if kept is None:
@@ -322,7 +349,7 @@ def test_ended_is_asked_at_line_feeds_and_backticks_alone_with_the_answer_so_far
         return False
 
     text = "one two\nthree `four`"
-    decoding.answer(*tiny, PROMPTS[:1], 60, ended, scripted(tiny, [text]))
+    replied(*tiny, PROMPTS[:1], 60, ended, scripted(tiny, [text]))
     assert asked == ["one two\n", "one two\nthree `", "one two\nthree `four`"]
 
 
@@ -360,7 +387,7 @@ def test_end_tokens_are_the_models_and_the_tokenizers(configured, own, expected)
 def test_the_limit_cuts_off_and_the_end_token_counts(tiny, limit):
     _, tokenizer = tiny
     answers: list[list[int]] = [[300] * count for count in (0, 1, 2, 3, 6, 7, 8, 50)]
-    replies = decoding.answer(*tiny, PROMPTS, limit, never, scripted(tiny, answers))
+    replies = replied(*tiny, PROMPTS, limit, decoding.never, scripted(tiny, answers))
     for answer, reply in zip(answers, replies, strict=True):
         assert reply.tokens == [*answer, tokenizer.eos_token_id][:limit]
         assert reply.complete == (len(answer) < limit)
@@ -370,7 +397,7 @@ def test_a_tokenizer_without_padding_serves_as_well(tiny, tiny_model):
     model, _ = tiny
     bare = AutoTokenizer.from_pretrained(tiny_model)
     bare.pad_token = None
-    replies = decoding.answer(model, bare, PROMPTS, 6, never)
+    replies = replied(model, bare, PROMPTS, 6)
     assert [reply.tokens for reply in replies] == [library(tiny, prompt, 6) for prompt in PROMPTS]
 
 
@@ -416,7 +443,7 @@ def test_successive_draws_are_independent():
 def test_first_tokens_of_a_model_follow_its_softmax(tiny):
     draws = 1500
     keys = [str(number) for number in range(draws)]
-    replies = decoding.answer(*tiny, ["a"] * draws, 1, never, decoding.sampled(keys, 0.7))
+    replies = replied(*tiny, ["a"] * draws, 1, decoding.never, decoding.sampled(keys, 0.7))
     shares = torch.softmax(replies[0].first / 0.7, -1)
     best = shares.topk(8).indices
     found = torch.bincount(torch.tensor([reply.tokens[0] for reply in replies]), minlength=len(shares))
@@ -427,35 +454,35 @@ def test_first_tokens_of_a_model_follow_its_softmax(tiny):
 
 def test_draws_do_not_depend_on_the_batch(tiny):
     keys = [f"1 t/{number} 1" for number in range(len(PROMPTS))]
-    whole = decoding.answer(*tiny, PROMPTS, 16, never, decoding.sampled(keys, 0.8))
+    whole = replied(*tiny, PROMPTS, 16, decoding.never, decoding.sampled(keys, 0.8))
     for part in (slice(0, 1), slice(2, 5), slice(5, 8)):
-        some = decoding.answer(*tiny, PROMPTS[part], 16, never, decoding.sampled(keys[part], 0.8))
+        some = replied(*tiny, PROMPTS[part], 16, decoding.never, decoding.sampled(keys[part], 0.8))
         assert [reply.tokens for reply in some] == [reply.tokens for reply in whole[part]]
-    again = decoding.answer(*tiny, PROMPTS, 16, never, decoding.sampled(keys, 0.8))
+    again = replied(*tiny, PROMPTS, 16, decoding.never, decoding.sampled(keys, 0.8))
     assert [reply.tokens for reply in again] == [reply.tokens for reply in whole]
 
 
 def test_rows_that_leave_do_not_shift_the_draws_of_the_others(tiny, monkeypatch, sizes):
     keys = [f"key {number}" for number in range(len(PROMPTS))]
-    whole = decoding.answer(*tiny, PROMPTS, 16, never, decoding.sampled(keys, 1.5))
+    whole = replied(*tiny, PROMPTS, 16, decoding.never, decoding.sampled(keys, 1.5))
     monkeypatch.setattr(tiny[0].generation_config, "eos_token_id", [whole[1].tokens[0], whole[4].tokens[3]])
-    left = decoding.answer(*tiny, PROMPTS, 16, never, decoding.sampled(keys, 1.5))
+    left = replied(*tiny, PROMPTS, 16, decoding.never, decoding.sampled(keys, 1.5))
     assert all(all_.tokens[: len(one.tokens)] == one.tokens for one, all_ in zip(left, whole, strict=True))
     assert len(left[1].tokens) == 1 and len(left[4].tokens) <= 4 and sizes[-1] < len(PROMPTS)
 
 
 def test_other_keys_draw_otherwise(tiny):
-    replies = decoding.answer(
-        *tiny, ["a"] * 4, 16, never, decoding.sampled(["1 t 1", "1 t 2", "2 t 1", "1 u 1"], 1.0)
+    replies = replied(
+        *tiny, ["a"] * 4, 16, decoding.never, decoding.sampled(["1 t 1", "1 t 2", "2 t 1", "1 u 1"], 1.0)
     )
     assert len({tuple(reply.tokens) for reply in replies}) == 4
-    same = decoding.answer(*tiny, ["a"] * 2, 16, never, decoding.sampled(["1 t 1", "1 t 1"], 1.0))
+    same = replied(*tiny, ["a"] * 2, 16, decoding.never, decoding.sampled(["1 t 1", "1 t 1"], 1.0))
     assert same[0].tokens == same[1].tokens == replies[0].tokens
 
 
 def test_without_warmth_the_draw_is_the_greedy_token(tiny):
     keys = list(map(str, range(len(PROMPTS))))
-    cold = decoding.answer(*tiny, PROMPTS, LIMIT, never, decoding.sampled(keys, 1e-4))
+    cold = replied(*tiny, PROMPTS, LIMIT, decoding.never, decoding.sampled(keys, 1e-4))
     assert [reply.tokens for reply in cold] == [library(tiny, prompt) for prompt in PROMPTS]
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,9 +104,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> list[int
     """Let the model give an answer by what stands in the question; returns the sizes of the batches."""
     sizes: list[int] = []
 
-    def answer(model: Any, tokenizer: Any, asked: list[str], limit: int, ended: Callable[[str], bool]) -> Any:
+    def answer(model: Any, tokenizer: Any, asked: list[decoding.Prompt]) -> Any:
         sizes.append(len(asked))
-        texts = [next(text for part, text in given.items() if part in question) for question in asked]
+        texts = [next(text for part, text in given.items() if part in prompt.text) for prompt in asked]
         return [SimpleNamespace(tokens=tokenizer(text)["input_ids"]) for text in texts]
 
     monkeypatch.setattr(decoding, "answer", answer)
