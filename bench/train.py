@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.common import callbacks, finetuning, models, records
+from stages.common import finetuning, models, records
 from stages.common.finetuning import TrainParams
 from stages.common.params import load
 from stages.common.records import Example
@@ -58,7 +58,7 @@ def ours(chosen: TrainParams, train: list[Example], valid: list[Example], tokens
     """The trainer of the train stage."""
     never = dataclasses.replace(chosen, save_steps=10**6)
     ordered = finetuning.levelled(train, finetuning.lengths(train, tokens), chosen)
-    made = finetuning.trainer(never, BASE, tokens, ordered, [], folder, "", [callbacks.freeing()])
+    made = finetuning.trainer(never, BASE, tokens, ordered, [], folder, "", [])
     made.eval_dataset = made._prepare_dataset(
         finetuning.dataset(valid), tokens, made.args, False, None, "valid"
     )

@@ -166,7 +166,6 @@ def fine_tune(chosen: TrainParams) -> None:
             callbacks.watch(),
             callbacks.sealing(kept, chosen.keep, spent),
             callbacks.interruptible(),
-            *([callbacks.freeing()] if models.device() == "cpu" else []),
             *([callbacks.bar()] if launching.leads() else []),
         ]
         if asked and chosen.probe.steps:

@@ -4,7 +4,6 @@ Each is made by a function and keeps to the trainer's own log history, so that a
 had never stopped.
 """
 
-import ctypes
 import math
 import signal
 import time
@@ -245,21 +244,6 @@ def probed(logs: list[Log], asked: list[Example]) -> list[files.Row]:
         if "probe" in log
         for example, answer in zip(asked, log["probe"], strict=True)
     ]
-
-
-def freeing() -> "TrainerCallback":
-    """Gives the C library's free memory back to the system after every step.
-
-    Batches of ever other lengths leave gaps between blocks, which glibc keeps: in 14 steps of the demo a
-    process had grown from 2.4 to 3.8 GiB, by the end of its run to 5.3. Other libraries have no such call.
-    """
-    library = ctypes.CDLL(None)
-
-    def step(state: Any, control: Any, **_: Any) -> None:
-        if hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
-
-    return callback(on_step_end=step)
 
 
 def bar() -> "TrainerCallback":

@@ -174,11 +174,12 @@ def trained(model: Model, chosen: TrainParams) -> int:
     return model.parameters
 
 
-def frozen_bytes(model: Model, chosen: TrainParams, width: int) -> int:
+def frozen_bytes(model: Model, chosen: TrainParams, width: int, dequantized: bool) -> int:
     """The weights as they are held, numbers of `width` bytes; trained ones too."""
     linear = weights(model.linears)
     if chosen.quantization == "nf4":
-        return round(NF4 * linear) + width * (model.parameters - linear)
+        again = width * linear if dequantized else 0
+        return round(NF4 * linear) + again + width * (model.parameters - linear)
     return (FULL if chosen.adapter.method == "full" else width) * model.parameters
 
 
@@ -262,7 +263,7 @@ def estimate(model: Model, chosen: TrainParams, batch: Batch, device: str, dtype
     kept += norm * model.hidden * tokens + scored * model.hidden * batch.labels  # after the last layer
     working = max(scores, backward)
     return {
-        "weights": frozen_bytes(model, chosen, width),
+        "weights": frozen_bytes(model, chosen, width, finetuning.dequantized(chosen, device)),
         "trained": 0 if full else FULL * count,
         "gradients": FULL * count,
         "optimizer": round(MOMENTS[device] * count),

@@ -1,8 +1,6 @@
 """What happens beside training: when a loss is complained of, and which validation is the best."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 
@@ -30,22 +28,6 @@ def logs(*losses: float) -> list[dict[str, float]]:
 )
 def test_a_loss_that_is_lost_is_told(losses: list[float], expected: str) -> None:
     assert callbacks.complaint(logs(*losses)) == expected
-
-
-def test_free_memory_is_given_back_after_a_step() -> None:
-    freeing = callbacks.freeing()
-    blocks = [
-        bytes([number % 256]) * 100_000 for number in range(3000)
-    ]  # too small for mappings of their own
-    del blocks[::2]  # gaps of 150 MB in all between those that stay
-    held = resident()
-    freeing.on_step_end(None, None, None)
-    assert resident() < held - 100_000_000
-
-
-def resident() -> int:
-    """Bytes of this process in main memory (proc(5): pages, in the second field)."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_lines_without_a_loss_do_not_count() -> None:

@@ -35,6 +35,58 @@ def scores(model: Any, batch: dict[str, Any], *names: str) -> Any:
         return model.eval()(**{name: batch[name] for name in names}, use_cache=False).logits[0]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_weights_that_are_dequantised_once_give_the_same_losses_and_gradients(
+    tiny_model: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where bitsandbytes dequantises them for every product, which it is told of each time."""
+    import bitsandbytes
+    import torch
+
+    products: list[int] = []
+    usual = bitsandbytes.matmul_4bit
+
+    def counted(*given: Any, **named: Any) -> Any:
+        products.append(1)
+        return usual(*given, **named)
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", counted)
+    adapter = {**chosen("train")["adapter"], "dropout": 0.0}
+    found = []
+    for once in (True, False):
+        monkeypatch.setattr(finetuning, "dequantized", lambda chosen, device, once=once: once)
+        made = trainer(tiny_model, tmp_path / str(once), dtype=dtype, adapter=adapter, warmup=0.0)
+        layers = sum("lora_A" in name for name, _ in made.model.named_parameters())
+        batch = made.data_collator(list(made.train_dataset)[:4])
+        for name, value in made.model.named_parameters():
+            if "lora_B" in name:  # all 0 at first, and so without a gradient for A
+                torch.manual_seed(len(name))
+                value.data.normal_(std=0.02)
+        with made.accelerator.autocast():
+            loss = made.model(**batch).loss
+        loss.backward()
+        assert len(products) == (0 if once else layers > 0 and layers)
+        found.append([loss, *(value.grad for value in made.model.parameters() if value.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "expected"),
+    [
+        ("cpu", {}, True),
+        ("cpu", {"checkpointing": True}, False),
+        ("cpu", {"quantization": "none"}, False),
+        ("cuda", {}, False),
+    ],
+)
+def test_weights_are_dequantised_once_where_main_memory_holds_them(
+    device: str, changes: dict[str, Any], expected: bool
+) -> None:
+    assert finetuning.dequantized(settings(**changes), device) is expected
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_examples_of_a_pack_do_not_see_each_other(tiny_model: Path, tmp_path: Path, attention: str) -> None:
     import torch

@@ -135,6 +135,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+def dequantized(model: Any) -> list[Any]:
+    """The weights that 4-bit layers hold a second time."""
+    return [module.dequantized for module in model.modules() if hasattr(module, "dequantized")]
+
+
 def kept(base: Path, params: TrainParams, device: str, folder: Path) -> tuple[memory.Batch, int]:
     """What autograd keeps for the backward pass, in bytes, of a batch; weights and buffers left out."""
     import torch
@@ -152,7 +157,7 @@ def kept(base: Path, params: TrainParams, device: str, folder: Path) -> tuple[me
         trainer.model.gradient_checkpointing_enable()
     own = {
         tensor.untyped_storage().data_ptr()
-        for tensor in (*trainer.model.parameters(), *trainer.model.buffers())
+        for tensor in (*trainer.model.parameters(), *trainer.model.buffers(), *dequantized(trainer.model))
     }
     seen: dict[int, Any] = {}
 
@@ -209,6 +214,11 @@ def test_a_smaller_training_needs_less() -> None:
     assert peak(batch=memory.Batch(4, 512, 2048)) < peak()
     assert peak("cpu", memory.Batch(4, 1024, 1024)) < peak("cpu")
     assert peak() < peak("cpu") < peak("cpu", dtype="float32")
+    held = {
+        again: memory.estimate(model, settings(checkpointing=again), batch, "cpu", "float32")["weights"]
+        for again in (True, False)
+    }
+    assert held[False] - held[True] == 4 * memory.weights(model.linears)
     assert peak() == peak(dtype="float16") < peak(dtype="float32")
 
 
