@@ -39,9 +39,9 @@ ROW_BYTES = {HALF: 2 * (HALF + FULL), FULL: 2 * FULL}
 MOMENTS = {"cuda": 2 * (1 + FULL / 256), "cpu": 2 * FULL}
 
 # What lies idle between an allocator's blocks, as a share of them. On two CPU cores it was 0 to 9 % with
-# batches of one length, 40 % in the first steps with the demo's own and over its whole run 46 % in float32 and
-# 90 % in bfloat16, with what oneDNN keeps for every new shape. On an H100 it was 3 % with rows of one length,
-# and the allocator there gives back what lies idle before it fails.
+# batches of one length, 40 % in the first steps with the demo's own and over its whole run 46 % in float32
+# and 90 % in bfloat16, with what oneDNN keeps for every new shape. On an H100 it was 3 % with rows of one
+# length, and the allocator there gives back what lies idle before it fails.
 SLACK = {"cuda": 0.1, "cpu": 0.6}
 
 
