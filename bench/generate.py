@@ -26,7 +26,7 @@ Answering = Callable[[Any, Any, list[str], int], Tokens]
 
 def ours(model: Any, tokenizer: Any, texts: list[str], limit: int) -> Tokens:
     """All prompts as one batch."""
-    replies = decoding.answer(model, tokenizer, texts, limit, lambda answer: False)
+    replies = decoding.answer(model, tokenizer, [decoding.Prompt(text, limit) for text in texts])
     return [reply.tokens for reply in replies]
 
 

@@ -75,7 +75,8 @@ def test_a_model_read_back_answers_as_its_folder(
         first, second = (model(**ids).logits.detach() for model in models)
         assert float((first - second).abs().max()) < bound
     if kind == "f32":
-        first, second = (decoding.answer(model, given, TEXTS, 16, lambda _: False) for model in models)
+        asked = [decoding.Prompt(text, 16) for text in TEXTS]
+        first, second = (decoding.answer(model, given, asked) for model in models)
         assert [reply.tokens for reply in first] == [reply.tokens for reply in second]
 
 

@@ -30,7 +30,7 @@ def test_the_pieces_are_the_answer_of_the_evaluation(text: str, loaded: tuple[An
     model, tokenizer = loaded
     prompt = prompts.conversation(tokenizer, user(text))
     pieces = list(chat.stream(model, tokenizer, prompt, 24, decoding.greedy))
-    [reply] = decoding.answer(model, tokenizer, [prompt], 24, lambda _: False)
+    [reply] = decoding.answer(model, tokenizer, [decoding.Prompt(prompt, 24)])
     assert "".join(pieces) == tokenizer.decode(reply.tokens, skip_special_tokens=True)
     assert len(pieces) > 3 and all(pieces)
 
