@@ -76,6 +76,7 @@ setup: $(if $(filter image,$(IN)),,.venv/ready) ## make .venv: the CPU build of 
 	@sed -n '/^setuptools==/,/# via/p' requirements.lock > .venv/setuptools.lock && $(INSTALL) -r .venv/setuptools.lock
 	@if command -v nvidia-smi > /dev/null; then $(INSTALL) -r requirements.lock; else \
 	  $(INSTALL) --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -r requirements-cpu-torch.lock & torch=$$!; \
+	  trap "kill $$torch 2> /dev/null" EXIT; \
 	  $(INSTALL) -r requirements-cpu.lock && wait $$torch; fi
 	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $@
