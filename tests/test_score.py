@@ -383,6 +383,31 @@ def test_the_test_may_use_what_stands_in_the_head(answer):
     assert judging.judge(code(code=head, test="assert f(2 * one()) == 4 * one()"), answer, LIMITS)["passed"]
 
 
+HELPED = (
+    "import math\nfrom typing import List\n\ndef one():\n    n = 1\n    return n\n\n"
+    'def f(x: List):\n    """Of a list."""\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("test", "needed"),
+    [
+        ("def check(candidate):\n    assert candidate([]) == 1", False),
+        ("def check(candidate):\n    assert candidate([]) == one()", True),
+        ("def check(candidate):\n    assert candidate([]) == eval('one()')", True),
+        ("def check(candidate):\n    assert candidate([]) == math.pi", True),
+        ("def check(candidate):\n    assert f([]) == 1", False),
+    ],
+)
+def test_a_prompt_stands_before_tests_that_use_what_it_defines(test, needed):
+    assert judging.head(HELPED, "f", test) == (HELPED + "\n    pass\n" if needed else "")
+
+
+@pytest.mark.parametrize("prompt", ["from math import *\ndef f(x):\n", "def f(x:\n", "\0"])
+def test_a_prompt_that_cannot_be_told_stands_before_every_test(prompt):
+    assert judging.head(prompt, "f", "") == f"{prompt}\n    pass\n"
+
+
 BODY = "```python\ndef f(x):\n    {}\n```"
 
 

@@ -325,7 +325,7 @@ def start(command: str, environment: Mapping[str, str]) -> tuple[int, int]:
     reading, writing = os.pipe()
     jail.before_fork()
     # sharing descriptors until it executes the shell: so the listener that it makes is ours, too
-    process = jail.locked.syscall(jail.CLONE, CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0)
+    process = jail.system_call(jail.CLONE, CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0, 0)
     if process == 0:
         jail.awake()
         try:

@@ -7,9 +7,10 @@ Most of a run's cost is the copying of memory pages that a forked interpreter wr
 reference. So what all runs have in common, their limits too, is made ready before the first fork, and a
 run's second process is forked before the first has written to much. Forking and ending a process take time
 for every page that it has, so nothing is imported that is not needed: `dataclasses` alone, with what that
-imports, would add 1.2 MB to 7.4 MB (measured). Standard library only.
+imports, would add 1.2 MB to 6 MB (measured). Standard library only.
 """
 
+import _socket
 import collections
 import copy
 import functools
@@ -22,7 +23,6 @@ import os
 import re
 import select
 import signal
-import socket
 import string
 import sys
 import time
@@ -51,6 +51,25 @@ LOADER = "/lib64/ld-linux-x86-64.so.2"  # starts every program that is linked dy
 NODE_FLAGS = ("--no-warnings", "--no-addons", "--experimental-vm-modules", "--v8-pool-size=1")
 HEAP = 0.75  # share of node's memory that JavaScript's objects may take; buffers and the engine need some
 ENTERED = b'{"entered": true}\n'  # a run's first line
+DESCRIPTOR = 4  # bytes of a descriptor's number in a message
+TURNS = 20  # of a rehearsal; code is adapted after eight
+VALUES = [None, True, 1, 0.5, "text", [1], (2,), {"key": {3}}]
+PROGRAM = """
+from typing import List
+
+
+def total(numbers: List[int]) -> int:
+    \"\"\"Of some numbers.\"\"\"
+    return sum(number for number in numbers if number > 0)
+
+
+def check(candidate):
+    assert candidate([1, -2, 3]) == 4, "a sum"
+    assert abs(candidate([]) - 0.5) < 1 and not str(candidate([])).isalpha()
+
+
+check(total)
+"""
 HUNG_UP = 3  # node's status when the other side is gone (javascript.js)
 
 
@@ -64,7 +83,7 @@ class Place(NamedTuple):
     wall: float
     namespaces: bool
     beside: int | None  # threads of the same user that are not the run's; None where they are not known
-    rules: int  # Landlock's, a descriptor
+    walls: jail.Walls
     untouched: int  # when the scratch folder was changed last, before any run
 
 
@@ -78,10 +97,29 @@ class Talk(NamedTuple):
 
 
 def ready() -> Talk:
-    """The talk; each process gives its peer the channel."""
-    judge = remote.Peer(-1, broken=lambda _: os._exit(3), leads=True)
-    suspect = remote.Peer(-1, broken=lambda _: os._exit(3), leads=False)
+    """The talk; each process gives its peer the pipes."""
+    judge = remote.Peer(broken=lambda _: os._exit(3), leads=True)
+    suspect = remote.Peer(broken=lambda _: os._exit(3), leads=False)
     return Talk(judge, remote.judge(judge), suspect, remote.suspect(suspect))
+
+
+def rehearse() -> None:
+    """Hold a talk and run a program, so that later ones write to less memory.
+
+    The interpreter adapts code that it has run some times and keeps what it has looked up.
+    """
+    talk = ready()
+    pipes = [*os.pipe(), *os.pipe()]
+    talk.suspect.reads, talk.judge.writes, talk.judge.reads, talk.suspect.writes = pipes
+    for turn in range(1, TURNS + 1):
+        reply = ["value", turn, talk.suspect.pack(VALUES)]
+        remote.send(talk.suspect, reply)  # it waits in the pipe for the question
+        talk.offered["before"]("")
+        remote.serve(talk.suspect, remote.receive(talk.suspect))
+        remote.receive(talk.judge)
+    for descriptor in pipes:
+        os.close(descriptor)
+    exec(compile(PROGRAM, "<program>", "exec", dont_inherit=True), {})  # noqa: S102 (the one above)
 
 
 def seeded() -> None:
@@ -100,13 +138,17 @@ def report(descriptor: int, **content: Any) -> None:
 
 def contents(descriptor: int) -> Any:
     """What the parent marshalled into an anonymous file, which is closed."""
-    size = os.fstat(descriptor).st_size
-    parts = []
-    while size > 0 and (part := os.read(descriptor, size)):
-        parts.append(part)
-        size -= len(part)
+    content = os.pread(descriptor, os.lseek(descriptor, 0, os.SEEK_END), 0)
     os.close(descriptor)
-    return marshal.loads(b"".join(parts))  # noqa: S302 (the parent is trusted)
+    return marshal.loads(content)  # noqa: S302 (the parent is trusted)
+
+
+def request(control: _socket.socket) -> tuple[str, list[int]]:
+    """The next run's kind and descriptors; no kind when the parent has closed its end."""
+    message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_LEN(3 * DESCRIPTOR))
+    numbers = b"".join(data for _, _, data in ancillary)
+    parts = range(0, len(numbers), DESCRIPTOR)
+    return message.decode(), [int.from_bytes(numbers[at : at + DESCRIPTOR], sys.byteorder) for at in parts]
 
 
 def close_all_but(kept: list[int]) -> None:
@@ -136,10 +178,10 @@ def explained(error: BaseException, source: str = "", file: str = "") -> str:
     return ("answer: " if vars(error).get("_answer") else "") + said
 
 
-def enter(place: Place, executes: bool = False) -> str:
+def enter(place: Place) -> str:
     """Enter the jail; returns why it could not be, or nothing."""
     try:
-        jail.enter(place.rules, place.limits, place.beside, executes)
+        jail.enter(place.walls)
     except (OSError, ValueError) as error:
         return str(error) or type(error).__name__
     return ""
@@ -168,11 +210,11 @@ def run_alone(place: Place, answer: int, program: int) -> NoReturn:
     os._exit(0)
 
 
-def run_suspect(place: Place, talk: Talk, channel: int, given: int) -> NoReturn:
+def run_suspect(place: Place, talk: Talk, given: int, reads: int, writes: int) -> NoReturn:
     """Serve the judge: load the answer and call its functions when asked to."""
     jail.die_with_parent()
-    close_all_but([channel, given, place.rules])
-    talk.suspect.descriptor = channel
+    close_all_but([given, reads, writes, place.walls.rules])
+    talk.suspect.reads, talk.suspect.writes = reads, writes
     refusal = enter(place)
     remote.send(talk.suspect, ["entered", 0, refusal])
     if refusal:
@@ -181,7 +223,9 @@ def run_suspect(place: Place, talk: Talk, channel: int, given: int) -> NoReturn:
     talk.serve(content["answer"], content["entry_point"])
 
 
-def run_judge(place: Place, talk: Talk, answer: int, channel: int, given: int, suspect: int) -> NoReturn:
+def run_judge(
+    place: Place, talk: Talk, answer: int, given: int, reads: int, writes: int, suspect: int
+) -> NoReturn:
     """Run the test; report whether it came to its end."""
     if refusal := enter(place):
         report(answer, error=refusal)
@@ -199,7 +243,7 @@ def run_judge(place: Place, talk: Talk, answer: int, channel: int, given: int, s
         verdict(answer, status, reason)
 
     peer, offered = talk.judge, talk.offered
-    peer.descriptor, peer.broken = channel, broken
+    peer.reads, peer.writes, peer.broken = reads, writes, broken
     names = main_module()
     first = remote.receive(peer)  # its own code's, before it has read the answer
     if first[2]:
@@ -225,9 +269,10 @@ def run_judge(place: Place, talk: Talk, answer: int, channel: int, given: int, s
 
 def run_node(place: Place, answer: int, test: int, suspect: int) -> NoReturn:
     """Run a test and an answer in node, each in a process; report how these ended where the test did not."""
-    rules = jail.ruleset(place.scratch, place.readable, [place.node, LOADER])
-    place = place._replace(rules=rules)
-    ours, theirs = socket.socketpair()
+    programs = [place.node, LOADER]
+    walls = jail.walls(place.scratch, place.readable, place.limits, place.beside, programs)
+    place = place._replace(walls=walls)
+    ours, theirs = _socket.socketpair()
     sides = [[ours.fileno(), test, answer], [theirs.fileno(), suspect]]
     processes = []
     for descriptors in sides:
@@ -252,14 +297,14 @@ def become_node(place: Place, descriptors: list[int]) -> NoReturn:
     """
     talk, given, *answer = descriptors
     jail.die_with_parent()
-    close_all_but([*descriptors, place.rules])
+    close_all_but([*descriptors, place.walls.rules])
     content = contents(given)
     task = os.memfd_create("task")
     with os.fdopen(os.dup(task), "wb") as file:
         file.write(json.dumps(content["task"]).encode())
         file.seek(0)
     os.setresuid(os.geteuid(), os.geteuid(), os.geteuid())  # or a new program would lose the effective one
-    refusal = enter(place, executes=True)
+    refusal = enter(place)
     if answer:
         heard = os.read(talk, 1 << 16)  # one line: node says nothing until it is asked
         refusal = refusal or (json.loads(heard) if heard else "suspect: ended before it was confined")
@@ -314,22 +359,24 @@ def by_limit(code: int, used: Any, cpu_seconds: int) -> bool:
 def child(kind: str, place: Place, talk: Talk, suspect: int, descriptors: list[int]) -> NoReturn:
     """The life of a forked process, or two: `suspect` is 0 in the second, and that one's number in the first.
 
-    `descriptors`: the report's, each program's, and both ends of the channel between the two.
+    `descriptors`: the report's, each program's, and for two the ends of a pipe to the second and of one back.
     """
     answer = descriptors[0]
     try:
         gc.enable()
         if suspect == 0:
-            run_suspect(place, talk, descriptors[4], descriptors[2])
+            _, _, given, reads, _, _, writes = descriptors
+            run_suspect(place, talk, given, reads, writes)
         jail.die_with_parent()
         if kind == "run":
-            close_all_but([*descriptors, place.rules])
+            close_all_but([*descriptors, place.walls.rules])
             run_alone(place, answer, descriptors[1])
         if kind == "node":
             close_all_but(descriptors)
             run_node(place, answer, descriptors[1], descriptors[2])
-        close_all_but([answer, descriptors[1], descriptors[3], place.rules])
-        run_judge(place, talk, answer, descriptors[3], descriptors[1], suspect)
+        _, given, _, _, writes, reads, _ = descriptors
+        close_all_but([answer, given, reads, writes, place.walls.rules])
+        run_judge(place, talk, answer, given, reads, writes, suspect)
     except BaseException as error:  # noqa: BLE001 (told to the parent, which raises it)
         with suppress(OSError):
             report(answer, error=f"{type(error).__name__}: {error}")
@@ -382,7 +429,7 @@ def beyond(place: Place, process: int) -> str:
     return ""
 
 
-def watch(place: Place, process: int, control: socket.socket) -> dict[str, Any]:
+def watch(place: Place, process: int, control: _socket.socket) -> dict[str, Any]:
     """Wait for the end of a process and of all that it left; the parent's end is the end of all."""
     deadline = time.monotonic() + place.wall
     reason = ""
@@ -448,52 +495,44 @@ def settled(hello: dict[str, Any]) -> Place:
     jail.seal_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     seeded()
-    jail.prepared()
-    jail.prepared(executes=True)
     del os.environ["LD_BIND_NOW"]
     os.environ.update(TMPDIR=scratch, HOME=scratch)
     for name in [name for name in sys.modules if name.partition(".")[0] == "stages"]:
         del sys.modules[name]
     beside = 1 if namespaces or alone else None  # this server
-    return furnished(
-        Place(
-            scratch,
-            readable,
-            hello["node"],
-            hello["limits"],
-            hello["wall"],
-            namespaces,
-            beside,
-            rules=-1,
-            untouched=0,
-        )
+    limits = hello["limits"]
+    walls, untouched = furnished(scratch, readable, limits, beside, namespaces)
+    return Place(
+        scratch, readable, hello["node"], limits, hello["wall"], namespaces, beside, walls, untouched
     )
 
 
-def furnished(place: Place) -> Place:
-    """The place with an empty scratch folder, the working folder from here on, and rules for it."""
-    if place.namespaces:
-        jail.furnish(place.scratch, place.limits["disk_bytes"], place.limits["disk_files"])
-    os.chdir(place.scratch)
-    rules = jail.ruleset(place.scratch, place.readable)
-    return place._replace(rules=rules, untouched=changed(place))
+def furnished(
+    scratch: str, readable: list[str], limits: dict[str, int], beside: int | None, namespaces: bool
+) -> tuple[jail.Walls, int]:
+    """Walls around an empty scratch folder, the working folder from here on, and when that was changed."""
+    if namespaces:
+        jail.furnish(scratch, limits["disk_bytes"], limits["disk_files"])
+    os.chdir(scratch)
+    return jail.walls(scratch, readable, limits, beside), changed(scratch)
 
 
-def changed(place: Place) -> int:
+def changed(scratch: str) -> int:
     """When something was made or removed in the scratch folder last; no run can set this time."""
-    return os.stat(place.scratch).st_ctime_ns  # noqa: PTH116 (this module starts fast)
+    return os.stat(scratch).st_ctime_ns  # noqa: PTH116 (this module starts fast)
 
 
 def cleared(place: Place) -> Place:
     """The place as it was before a run; without namespaces the parent clears the scratch folder."""
-    if not place.namespaces or (changed(place) == place.untouched and not os.listdir()):  # noqa: PTH208
+    if not place.namespaces or (changed(place.scratch) == place.untouched and not os.listdir()):  # noqa: PTH208
         return place
-    os.close(place.rules)
+    os.close(place.walls.rules)
     jail.clear(place.scratch)
-    return furnished(place)
+    walls, untouched = furnished(place.scratch, place.readable, place.limits, place.beside, place.namespaces)
+    return place._replace(walls=walls, untouched=untouched)
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: _socket.socket) -> None:
     """Answer requests until the parent closes its end."""
     hello = json.loads(control.recv(1 << 16))
     above, name = os.path.split(hello["scratch"])
@@ -505,18 +544,16 @@ def serve(control: socket.socket) -> None:
         return
     control.send(json.dumps({"namespaces": place.namespaces}).encode())
     talk = ready()
-    compile("", "<first>", "exec")  # makes the syntax tree's classes, once for all runs
+    rehearse()
     gc.collect()
     gc.disable()
     gc.freeze()
-    jail.libc.malloc_trim(0)  # compiling these modules leaves 1 MB behind (measured) that forks would copy
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 16, 3)
-        if not message:
+        kind, descriptors = request(control)
+        if not kind:
             break
-        kind = message.decode()
         if kind == "judge":
-            descriptors += [end.detach() for end in socket.socketpair()]
+            descriptors += [*os.pipe(), *os.pipe()]
         try:
             process, suspect = jail.fork(place.namespaces, pair=kind == "judge")
         except OSError as error:
@@ -539,4 +576,4 @@ def serve(control: socket.socket) -> None:
 
 def main() -> None:
     """Serve on the socket whose number is the only argument."""
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(_socket.socket(fileno=int(sys.argv[1])))

@@ -10,6 +10,7 @@ import signal
 import struct
 from collections.abc import Sequence
 from functools import cache
+from typing import Any, NamedTuple
 
 # Landlock (uapi/linux/landlock.h)
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -30,8 +31,8 @@ LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_BIT_SET, RETURN = 0x20, 0x15, 0x35, 0
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 EPERM, ENOSYS = 1, 38
 X86_64, X32_BIT, CLONE_THREAD = 0xC000003E, 0x40000000, 0x00010000
-IOCTL, SENDTO, CLONE, EXECVE, FCNTL = 16, 44, 56, 59, 72
-SETSID, CAPSET, CLONE3 = 112, 126, 435
+CLOSE, IOCTL, SENDTO, CLONE, EXECVE, FCNTL = 3, 16, 44, 56, 59, 72
+SETSID, CAPSET, PRCTL, PRLIMIT, CLONE3 = 112, 126, 157, 302, 435
 
 # namespaces (uapi/linux/sched.h) and mounts (uapi/linux/mount.h)
 NEW_MOUNT, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -76,7 +77,7 @@ DENIED_COMMANDS = {  # the second argument says what is to be done
 }
 
 libc = ctypes.CDLL(None, use_errno=True)
-locked = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock during a call
+system_call = ctypes.PyDLL(None, use_errno=True).syscall  # keeps the interpreter's lock during a call
 before_fork, after_fork = ctypes.pythonapi.PyOS_BeforeFork, ctypes.pythonapi.PyOS_AfterFork_Parent
 awake = ctypes.pythonapi.PyOS_AfterFork_Child  # looked up here: a forked process would have to copy more
 
@@ -101,10 +102,10 @@ def fork(own: bool, pair: bool = False) -> tuple[int, int]:
     child's own child, 0 in that. Raises OSError where a namespace is not permitted.
     """
     before_fork()
-    child = locked.syscall(CLONE, signal.SIGCHLD | (NEW_PID if own else 0), 0, 0, 0, 0)
+    child = system_call(CLONE, signal.SIGCHLD | (NEW_PID if own else 0), 0, 0, 0, 0, 0)
     if child == 0:
-        locked.syscall(SETSID)
-        below = locked.syscall(CLONE, signal.SIGCHLD, 0, 0, 0, 0) if pair else -1
+        system_call(SETSID, 0, 0, 0, 0, 0, 0)
+        below = system_call(CLONE, signal.SIGCHLD, 0, 0, 0, 0, 0) if pair else -1
         awake()
         return 0, below
     error = ctypes.get_errno()
@@ -179,7 +180,7 @@ def clear(scratch: str) -> None:
 
 def die_with_parent() -> None:
     """Be killed when the parent ends, however it ends."""
-    checked(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent's death")
+    checked(system_call(PRCTL, PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0, 0), "parent's death")
 
 
 def seal_memory() -> None:
@@ -190,22 +191,6 @@ def seal_memory() -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose parent ends, so that all can be waited for."""
     checked(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
-
-
-def limit(limits: dict[str, int], beside: int | None, memory: int = resource.RLIMIT_AS) -> None:
-    """Set CPU seconds, bytes of memory, bytes per file, open files, and threads; no core dump.
-
-    The kernel counts a user's threads. `beside`: how many of these are others', None when that is not known.
-    """
-    for kind, value in (
-        (resource.RLIMIT_CPU, limits["cpu_seconds"]),
-        (memory, limits["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_NOFILE, limits["open_files"]),
-        *([] if beside is None else [(resource.RLIMIT_NPROC, limits["threads"] + beside)]),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
 
 
 def ruleset(scratch: str, readable: list[str], programs: Sequence[str] = ()) -> int:
@@ -225,12 +210,6 @@ def ruleset(scratch: str, readable: list[str], programs: Sequence[str] = ()) -> 
         checked(libc.syscall(ADD_RULE, rules, PATH_BENEATH, rule, 0), "landlock_add_rule")
         os.close(descriptor)
     return rules
-
-
-def close_files(rules: int) -> None:
-    """Leave what a ruleset allows, which is closed, and nothing else from here on."""
-    checked(libc.syscall(RESTRICT_SELF, rules, 0), "landlock_restrict_self")
-    os.close(rules)
 
 
 Instruction = bytes
@@ -304,33 +283,61 @@ def seccomp_filter(executes: bool = False) -> bytes:
     return b"".join(program)
 
 
-@cache
-def prepared(executes: bool = False) -> tuple[bytes, object]:
-    """The filter as prctl takes it, and what must stay in memory for that."""
-    code = seccomp_filter(executes)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    return struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)), buffer
+class Walls(NamedTuple):
+    """What confines a run, made ready before it is forked: so it has little memory to copy."""
+
+    rules: int  # Landlock's, a descriptor
+    calls: list[tuple[str, tuple[Any, ...]]]  # system calls, by what they do: number and six arguments
+    pointed: list[Any]  # what these point to
 
 
-def close_system_calls(executes: bool = False) -> None:
-    """Install the filter; it holds for good."""
-    checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prepared(executes)[0], 0, 0), "seccomp")
+def walls(
+    scratch: str,
+    readable: list[str],
+    limits: dict[str, int],
+    beside: int | None,
+    programs: Sequence[str] = (),
+) -> Walls:
+    """Every door to be closed, in the order in which each still can be.
 
-
-def drop_capabilities() -> None:
-    """Give up every capability, root's too."""
-    checked(libc.syscall(CAPSET, OWN, NO_CAPABILITY), "capset")
-
-
-def enter(rules: int, limits: dict[str, int], beside: int | None, executes: bool = False) -> None:
-    """Close every door, in the order in which each still can be closed; `rules` as `ruleset` gives them.
-
-    One that `executes` may execute what the rules allow. Its memory is what it can write to: an engine of
-    JavaScript reserves much more than it uses.
+    `scratch`, `readable` and `programs` are as for `ruleset`. `limits`: CPU seconds, bytes of memory, bytes a
+    file, open files, and threads, which the kernel counts by user; `beside`: how many of these are others',
+    None when that is not known. One that may execute `programs` is limited in the memory that it can write
+    to: an engine of JavaScript reserves much more than it uses.
     """
-    limit(limits, beside, resource.RLIMIT_DATA if executes else resource.RLIMIT_AS)
-    drop_capabilities()
-    seal_memory()
-    checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    close_files(rules)
-    close_system_calls(executes)
+    pointed: list[Any] = []
+
+    def address(content: bytes) -> ctypes.c_void_p:
+        pointed.append(ctypes.create_string_buffer(content, len(content)))
+        return ctypes.c_void_p(ctypes.addressof(pointed[-1]))
+
+    bounds = {
+        resource.RLIMIT_CPU: limits["cpu_seconds"],
+        resource.RLIMIT_DATA if programs else resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_NOFILE: limits["open_files"],
+        **({} if beside is None else {resource.RLIMIT_NPROC: limits["threads"] + beside}),
+        resource.RLIMIT_CORE: 0,
+    }
+    rules = ruleset(scratch, readable, programs)
+    code = seccomp_filter(executes=bool(programs))
+    program = struct.pack("=HxxxxxxQ", len(code) // 8, address(code).value)
+    calls = [
+        *(
+            ("limit", (PRLIMIT, 0, kind, address(struct.pack("=QQ", *[most] * 2))))
+            for kind, most in bounds.items()
+        ),
+        ("capset", (CAPSET, address(OWN), address(NO_CAPABILITY))),
+        ("dumpable", (PRCTL, PR_SET_DUMPABLE, 0)),
+        ("no_new_privs", (PRCTL, PR_SET_NO_NEW_PRIVS, 1)),
+        ("landlock_restrict_self", (RESTRICT_SELF, rules)),
+        ("close", (CLOSE, rules)),
+        ("seccomp", (PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address(program))),
+    ]
+    return Walls(rules, [(what, (*call, *[0] * (7 - len(call)))) for what, call in calls], pointed)
+
+
+def enter(walls: Walls) -> None:
+    """Confine this process for good; raises OSError, naming the call, where one fails."""
+    for what, call in walls.calls:
+        checked(system_call(*call), what)

@@ -5,8 +5,10 @@ node; elsewhere JavaScript is read as a syntax tree, and its rows say so (`by`).
 reference's own graders alone.
 """
 
+import ast
 import re
 from collections.abc import Callable
+from functools import cache
 
 from stages.common import handling, javascript, languages, prompts, sandbox
 from stages.common.files import Row
@@ -42,8 +44,32 @@ def judge_code(task: Task, answer: str, limits: sandbox.Limits) -> Row:
     if entry == ANY:
         entry, name = "entry", last_function(code)
         code += f"\n\nentry = {name}\n" if name != entry else ""
-    head = f"{task.code}\n    pass\n" if task.code else ""
-    return verdict_on({name: sandbox.judge(code, test, entry, head, limits) for name, test in tests.items()})
+    outcomes = {
+        name: sandbox.judge(code, test, entry, head(task.code, task.entry_point, test), limits)
+        for name, test in tests.items()
+    }
+    return verdict_on(outcomes)
+
+
+@cache
+def head(prompt: str, entry_point: str, test: str) -> str:
+    """A HumanEval prompt with an empty body, where its test names what it defines beside the entry point."""
+    code = f"{prompt}\n    pass\n" if prompt else ""
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError):
+        return code  # the sandbox says so
+    defined = {name for node in nodes for name in _defined(node)} - {entry_point}
+    return code if "*" in defined or defined & set(re.findall(r"\w+", test)) else ""
+
+
+def _defined(node: ast.AST) -> list[str]:
+    """The names that a statement or an expression gives a meaning."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
 
 
 def verdict_on(found: dict[str, sandbox.Outcome]) -> Row:

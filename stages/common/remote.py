@@ -57,8 +57,8 @@ class Peer:
     pack_error: Callable[[BaseException], Any]
     unpack_error: Callable[[Any], BaseException]
 
-    def __init__(self, descriptor: int, broken: Callable[[str], NoReturn], leads: bool) -> None:
-        self.descriptor = descriptor
+    def __init__(self, broken: Callable[[str], NoReturn], leads: bool) -> None:
+        self.reads, self.writes = -1, -1  # ends of two pipes (a socket's reader is woken by what it has sent)
         self.broken = broken  # what is done when the other side does not keep to the protocol
         self.leads = leads  # may ask at any time (the judge), not only while it is asked (the suspect)
         self.lock = _thread.RLock()
@@ -75,18 +75,15 @@ def send(peer: Peer, message: list[Any]) -> None:
     rest = memoryview(len(body).to_bytes(4, "big") + body)
     while rest:
         try:
-            rest = rest[os.write(peer.descriptor, rest) :]
-        except (BrokenPipeError, ConnectionResetError):
+            rest = rest[os.write(peer.writes, rest) :]
+        except BrokenPipeError:
             peer.broken("")
 
 
 def _read(peer: Peer, size: int) -> bytearray:
     """The next bytes; what is read beyond them, so that few calls are needed, waits in `peer.unread`."""
     while len(peer.unread) < size:
-        try:
-            part = os.read(peer.descriptor, max(size - len(peer.unread), PART))
-        except ConnectionResetError:
-            part = b""
+        part = os.read(peer.reads, max(size - len(peer.unread), PART))
         if not part:
             peer.broken("")
         peer.unread += part

@@ -52,7 +52,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.common import forkserver, jail
+from stages.common import forkserver, jail, remote, values
 from stages.common.errors import PipelineError
 
 Status = Literal["passed", "failed", "timeout"]
@@ -83,12 +83,20 @@ class Outcome:
 OLDEST_NODE = 18  # major version: the first with what javascript.js uses (Array.prototype.findLast)
 WALL_SECONDS = 60  # far beyond the CPU limit, so that a busy machine does not change verdicts
 GRACE = 30  # seconds beyond that in which the server must have answered
-START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-    f"import {forkserver.__name__} as forkserver\n"
-    "del sys.path[0]; forkserver.main()"
-)
-ROOT = Path(__file__).parents[2]
+MODULES = ("stages", "stages.common", *(module.__name__ for module in (jail, values, remote, forkserver)))
+START = """
+import marshal, sys
+with open(int(sys.argv[2]), "rb") as file:
+    for name, code in marshal.load(file):
+        module = sys.modules[name] = type(sys)(name)
+        above, _, below = name.rpartition(".")
+        if above:
+            setattr(sys.modules[above], below, module)
+        exec(code, vars(module))
+module.main()
+"""
+# no -I, which would ignore PYTHONHASHSEED: here are its other parts; columns in tracebacks would take memory
+FLAGS = ("-s", "-S", "-P", "-B", "-X", "no_debug_ranges")
 
 
 def require() -> None:
@@ -307,16 +315,18 @@ def _started(bounds: tuple[Limits, float]) -> _Server:
     """Start a server and ask whether it may make namespaces."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = tempfile.mkdtemp(prefix="sandbox-")
-    with theirs:
+    with theirs, os.fdopen(os.memfd_create("modules"), "w+b") as modules:
+        modules.write(_modules())
+        modules.seek(0)
+        given = [theirs.fileno(), modules.fileno()]
         process = subprocess.Popen(
-            # no -I, which would ignore PYTHONHASHSEED: here are its other parts, and a bare environment
-            [sys.executable, "-s", "-S", "-P", "-B", "-c", START, str(ROOT), str(theirs.fileno())],
+            [sys.executable, *FLAGS, "-c", START, *map(str, given)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"},
-            pass_fds=[theirs.fileno()],
+            pass_fds=given,
             start_new_session=True,
         )
     server = _Server(process, ours, bounds, folder, namespaces=False)
@@ -337,6 +347,17 @@ def _started(bounds: tuple[Limits, float]) -> _Server:
         raise PipelineError(
             f"sandbox: its server did not start (status {process.returncode}, {error}); expected it to answer"
         ) from error
+
+
+@cache
+def _modules() -> bytes:
+    """What a server consists of, compiled: compiling leaves gaps in memory, which every run would copy."""
+    sources = {name: Path(str(sys.modules[name].__file__)) for name in MODULES}
+    codes = [
+        (name, compile(path.read_bytes(), path.name, "exec", dont_inherit=True))
+        for name, path in sources.items()
+    ]
+    return marshal.dumps(codes)
 
 
 def _stop(server: _Server) -> None:

@@ -1,22 +1,18 @@
 """Plain data and exceptions between two processes that do not trust one another: tagged JSON, never pickle.
 
 What arrives is built from the standard library's own types only. Text, whole and real numbers, booleans and
-None stand for themselves; everything else is a list that begins with its tag.
+None stand for themselves; everything else is a list that begins with its tag. Modules of types that most
+programs do not use are imported only when a value of theirs arrives: every process of the sandbox would have
+to copy them.
 """
 
-import base64
 import importlib
 import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from fractions import Fraction
 from functools import cache
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
-from uuid import UUID
 
 DEEPEST = 200  # levels of lists and the like
 CAUSES = 5  # exceptions in a chain of causes
@@ -45,8 +41,8 @@ def _pairs(value: Any, other: Other, depth: int) -> list[Any]:
     return ["dict", [[pack(key, other, depth + 1), pack(item, other, depth + 1)] for key, item in pairs]]
 
 
-def _based(value: Any) -> str:
-    return base64.b64encode(bytes(value)).decode()
+def _hexadecimals(value: Any) -> str:
+    return bytes(value).hex()
 
 
 PACKERS: dict[type, Callable[[Any, Other, int], Any]] = {
@@ -66,19 +62,39 @@ PACKERS: dict[type, Callable[[Any, Other, int], Any]] = {
     type(type.__dict__): _pairs,
     range: lambda value, other, depth: ["range", [hex(value.start), hex(value.stop), hex(value.step)]],
     complex: lambda value, other, depth: ["complex", [value.real, value.imag]],
-    bytes: _text("bytes", _based),
-    bytearray: _text("bytearray", _based),
-    memoryview: _text("bytes", _based),
-    datetime: _text("datetime", datetime.isoformat),
-    date: _text("date", date.isoformat),
-    time: _text("time", time.isoformat),
-    timedelta: lambda value, other, depth: ["timedelta", [value.days, value.seconds, value.microseconds]],
-    Decimal: _text("Decimal", Decimal.__str__),
-    Fraction: lambda value, other, depth: ["Fraction", [hex(value.numerator), hex(value.denominator)]],
-    UUID: _text("UUID", UUID.__str__),
-    Path: _text("Path", PurePath.__str__),
-    PurePosixPath: _text("PurePosixPath", PurePath.__str__),
-    PureWindowsPath: _text("PureWindowsPath", PurePath.__str__),
+    bytes: _text("bytes", _hexadecimals),
+    bytearray: _text("bytearray", _hexadecimals),
+    memoryview: _text("bytes", _hexadecimals),
+}
+
+
+OfClass = Callable[[Any, Any], Any]
+ISO: tuple[OfClass, OfClass] = (
+    lambda kind, value: kind.isoformat(value),
+    lambda kind, data: kind.fromisoformat(data),
+)
+TEXT: tuple[OfClass, OfClass] = (
+    lambda kind, value: kind.__str__(value),
+    lambda kind, data: kind(_is(data, str)),
+)
+# By module and name, which is the tag as well: what a value becomes, given its class, and back.
+MORE_TYPES: dict[tuple[str, str], tuple[OfClass, OfClass]] = {
+    ("datetime", "datetime"): ISO,
+    ("datetime", "date"): ISO,
+    ("datetime", "time"): ISO,
+    ("datetime", "timedelta"): (
+        lambda kind, value: [value.days, value.seconds, value.microseconds],
+        lambda kind, data: kind(*_is(data, list)),
+    ),
+    ("decimal", "Decimal"): TEXT,
+    ("fractions", "Fraction"): (
+        lambda kind, value: [hex(value.numerator), hex(value.denominator)],
+        lambda kind, data: kind(*map(_hexadecimal, _is(data, list))),
+    ),
+    ("pathlib", "Path"): TEXT,
+    ("pathlib", "PurePosixPath"): TEXT,
+    ("pathlib", "PureWindowsPath"): TEXT,
+    ("uuid", "UUID"): TEXT,
 }
 
 
@@ -98,6 +114,9 @@ def pack(value: Any, other: Other, depth: int = 0) -> Any:
     for kind in type(value).__mro__[:-1]:
         if kind in PACKERS:
             return PACKERS[kind](value, other, depth)
+        for (module, name), (packed, _) in MORE_TYPES.items():
+            if getattr(sys.modules.get(module), name, None) is kind:
+                return [name, packed(kind, value)]
     return other(value, depth)
 
 
@@ -111,10 +130,6 @@ def _is(value: Any, kind: type) -> Any:
     return value
 
 
-def _decoded(text: Any) -> bytes:
-    return base64.b64decode(_is(text, str), validate=True)
-
-
 CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -125,18 +140,8 @@ SCALARS: dict[str, Callable[[Any], Any]] = {
     "int": _hexadecimal,
     "range": lambda data: range(*map(_hexadecimal, _is(data, list))),
     "complex": lambda data: complex(*map(float, _is(data, list))),
-    "bytes": _decoded,
-    "bytearray": lambda data: bytearray(_decoded(data)),
-    "datetime": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "timedelta": lambda data: timedelta(*_is(data, list)),
-    "Decimal": lambda data: Decimal(_is(data, str)),
-    "Fraction": lambda data: Fraction(*map(_hexadecimal, _is(data, list))),
-    "UUID": lambda data: UUID(_is(data, str)),
-    "Path": lambda data: Path(_is(data, str)),
-    "PurePosixPath": lambda data: PurePosixPath(_is(data, str)),
-    "PureWindowsPath": lambda data: PureWindowsPath(_is(data, str)),
+    "bytes": lambda data: bytes.fromhex(_is(data, str)),
+    "bytearray": lambda data: bytearray.fromhex(_is(data, str)),
 }
 
 
@@ -163,6 +168,9 @@ def unpack(data: Any, others: dict[str, Unpacker], depth: int = 0) -> Any:
         return SCALARS[tag](content)
     if tag in others:
         return others[tag](content, depth)
+    for (module, name), (_, unpacked) in MORE_TYPES.items():
+        if name == tag:
+            return unpacked(getattr(importlib.import_module(module), name), content)
     raise Malformed(f"tag {tag[:20]!r}")
 
 
@@ -222,7 +230,6 @@ EXCEPTION_MODULES = frozenset(
         *("netrc", "plistlib", "quopri", "secrets", "signal", "sched", "types", "typing", "hashlib", "enum"),
     }
 )
-PLAIN_TYPES = frozenset(kind for kind in PACKERS if kind.__module__ != "builtins")
 
 
 @cache
@@ -244,7 +251,10 @@ def named_type(module: str, name: str) -> type | None:
     if module == "builtins":
         found = sys.modules["builtins"].__dict__.get(name)
         return found if isinstance(found, type) else None
-    return next((kind for kind in PLAIN_TYPES if (kind.__module__, kind.__name__) == (module, name)), None)
+    if (module, name) not in MORE_TYPES:
+        return deque if (module, name) == ("collections", "deque") else None
+    found = getattr(importlib.import_module(module), name)
+    return found if isinstance(found, type) else None
 
 
 ATTRIBUTES = (  # what exceptions of the standard library carry beside their arguments and dictionary
