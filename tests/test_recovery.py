@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, Project, write_rows
 from test_train import EXAMPLES, prepare
 
@@ -257,25 +258,38 @@ def test_the_demo_s_own_training_killed_three_times_ends_with_the_same_adapter(t
     for name in DEMO:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
-    seconds = json.loads((ROOT / "reports/train.json").read_text(encoding="utf-8"))["seconds"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    moments, kills = random.Random(11), 0
-    while True:
-        with (tmp_path / "log").open("a") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "stages.train"],
-                cwd=tmp_path,
-                env=environment,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            assert process.wait(moments.uniform(0.3, 0.6) * seconds if kills < 3 else None) == 0
-            break
-        except subprocess.TimeoutExpired:
+    steps = json.loads((ROOT / "reports/train.json").read_text(encoding="utf-8"))["steps"]
+    save_steps = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]["save_steps"]
+    assert 3 * save_steps + 1 < steps, "a checkpoint before each of three kills, and another one between them"
+    moments = random.Random(11)
+    for checkpoint in (save_steps, 2 * save_steps, 3 * save_steps):
+        step = moments.randrange(checkpoint + 1, min(checkpoint + save_steps, steps))
+        with trained(tmp_path) as process:
+            while process.poll() is None and logged(tmp_path) < step:
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0, 5))  # in the middle of what a step does
             process.kill()
-            process.wait()
-            kills += 1
-    assert kills == 3 and log(tmp_path).count("goes on from") >= 2
+        assert process.returncode == -signal.SIGKILL
+    with trained(tmp_path) as process:
+        assert process.wait() == 0
+    assert log(tmp_path).count("goes on from") == 3
     name = "models/sft/adapter_model.safetensors"
     assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def trained(root: Path) -> subprocess.Popen[bytes]:
+    """The stage's own process in a folder, which writes to `log` there."""
+    with (root / "log").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.train"],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=output,
+        )
+
+
+def logged(root: Path) -> int:
+    """How many steps a run has told the loss of."""
+    curve = root / "reports/.train.part/plots/metrics/loss.tsv"
+    return len(curve.read_text(encoding="utf-8").splitlines()) - 1 if curve.exists() else 0
