@@ -69,7 +69,7 @@ def test_weights_that_are_dequantised_once_give_the_same_losses_and_gradients(
         found.append([loss, *(value.grad for value in made.model.parameters() if value.requires_grad)])
     for one, other in zip(*found, strict=True):
         assert one.abs().sum() > 0
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
