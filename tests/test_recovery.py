@@ -258,32 +258,33 @@ def test_the_demo_s_own_training_killed_three_times_ends_with_the_same_adapter(t
     for name in DEMO:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
-    steps = json.loads((ROOT / "reports/train.json").read_text(encoding="utf-8"))["steps"]
+    report = json.loads((ROOT / "reports/train.json").read_text(encoding="utf-8"))
+    steps, threads = report["steps"], report["environment"]["threads"]  # another number sums in another order
     save_steps = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["train"]["save_steps"]
     assert 3 * save_steps + 1 < steps, "a checkpoint before each of three kills, and another one between them"
     moments = random.Random(11)
     for checkpoint in (save_steps, 2 * save_steps, 3 * save_steps):
         step = moments.randrange(checkpoint + 1, min(checkpoint + save_steps, steps))
-        with trained(tmp_path) as process:
+        with trained(tmp_path, threads) as process:
             while process.poll() is None and logged(tmp_path) < step:
                 time.sleep(0.05)
             time.sleep(moments.uniform(0, 5))  # in the middle of what a step does
             process.kill()
         assert process.returncode == -signal.SIGKILL
-    with trained(tmp_path) as process:
+    with trained(tmp_path, threads) as process:
         assert process.wait() == 0
     assert log(tmp_path).count("goes on from") == 3
     name = "models/sft/adapter_model.safetensors"
     assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()
 
 
-def trained(root: Path) -> subprocess.Popen[bytes]:
+def trained(root: Path, threads: int) -> subprocess.Popen[bytes]:
     """The stage's own process in a folder, which writes to `log` there."""
     with (root / "log").open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "stages.train"],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
             stdout=output,
             stderr=output,
         )
